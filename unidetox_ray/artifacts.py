@@ -1,0 +1,228 @@
+"""Where things are kept and when they count as done.
+
+A unit of work owns a folder named by the hash of its own settings and its inputs' keys. Its `manifest.json` is written last, by
+atomic rename: present = done, absent = redo. Files of a finished folder are checked against the hashes in its manifest.
+
+    <storage>/<experiment>/stages/<stage>-<key>/manifest.json
+    <storage>/<experiment>/models/<cell>-<key>/manifest.json
+    <storage>/cache/<model>-<key>/manifest.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from unidetox_ray import __version__
+from unidetox_ray.config import digest
+from unidetox_ray.errors import ArtifactError, ConfigError
+
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "mlflow", "polars", "datasets", "peft", "numpy")
+
+#: Files above this are checked by size alone when a finished folder is reused.
+_HASH_ON_REUSE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished folder holds and what it was made from."""
+
+    stage: str
+    key: str
+    created: str
+    seconds: float
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, str]
+    sizes: dict[str, int]
+    counts: dict[str, int]
+    extra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+
+
+def key_for(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """A 16-digit key; equal keys mean equal results."""
+    return digest({"stage": stage, "config": config, "inputs": dict(inputs)})[:16]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def private_folder(path: Path) -> Path:
+    """The folder, made if need be, readable by its owner only: what we store can be hateful."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"storage: {path} cannot be made or written ({error.strerror}); give a folder you own") from None
+    return path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
+
+
+def write_parquet(path: Path, table: pl.DataFrame) -> None:
+    """The same table gives the same bytes: fixed compression and row groups, no timestamps."""
+    with atomic_path(path) as temporary:
+        table.write_parquet(temporary, compression="zstd", row_group_size=1 << 17, statistics=True)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: is missing; run the stage that writes it again") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({' '.join(str(error).split())[:100]}); delete it and run the same command again") from None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished folder, or None when the folder is not finished."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    values = read_json(path)
+    try:
+        return Manifest(**values)
+    except TypeError as error:
+        raise ArtifactError(f"{path}: not a manifest of this version ({error}); run again with --fresh") from None
+
+
+def finished(folder: Path, key: str) -> Manifest | None:
+    """The manifest if the folder is finished under this key and its files are what the manifest says.
+
+    None = not finished (or made under another key). ArtifactError = finished once, damaged since.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.key != key:
+        return None
+    for name, expected in manifest.files.items():
+        path = folder / name
+        size = path.stat().st_size if path.exists() else -1
+        if size != manifest.sizes.get(name):
+            raise ArtifactError(f"{path}: {'missing' if size < 0 else f'{size} bytes, not {manifest.sizes.get(name)}'}; run again with --fresh to rebuild it")
+        if size <= _HASH_ON_REUSE_BYTES and file_sha256(path) != expected:
+            raise ArtifactError(f"{path}: its hash differs from its manifest's; run again with --fresh to rebuild it")
+    return manifest
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    stage: str,
+    key: str,
+    seconds: float,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    counts: Mapping[str, int] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Hash every file in `folder` and declare it finished."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith("."))
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    manifest = Manifest(
+        stage=stage,
+        key=key,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        config=dict(config),
+        inputs=dict(inputs),
+        files={names[path]: file_sha256(path) for path in paths},
+        sizes={names[path]: path.stat().st_size for path in paths},
+        counts=dict(counts or {}),
+        extra=dict(extra or {}),
+        versions=versions(),
+        code=code_version(),
+    )
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of what can change a number."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+@cache
+def code_version() -> dict[str, str]:
+    """This package's version and, from a git checkout, its commit."""
+    code = {"version": __version__}
+    try:
+        root = Path(__file__).resolve().parent.parent
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        code["git"] = answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        code["git"] = "unknown"
+    return code
+
+
+class RunFolder:
+    """`<storage>/<experiment>`: the folder of one experiment."""
+
+    def __init__(self, storage: Path, name: str, cache: Path | None = None) -> None:
+        self.root = private_folder((storage / name).absolute())
+        self.cache = private_folder((cache or storage / "cache").absolute())
+
+    def stage(self, stage: str, key: str) -> Path:
+        return self.root / "stages" / f"{stage}-{key}"
+
+    def model(self, cell: str, key: str) -> Path:
+        return self.root / "models" / f"{cell}-{key}"
+
+    def forget(self) -> None:
+        """Remove what runs of this experiment made here; scratch models in the cache stay."""
+        for name in ("stages", "models", "corpora"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for path in self.root.iterdir():
+            if path.is_file() and path.suffix in {".json", ".parquet", ".csv", ".html", ".md", ".yaml"}:
+                path.unlink()

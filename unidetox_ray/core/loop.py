@@ -1,0 +1,219 @@
+"""The training loop, and the plain one-process stepper that Ray Train with DeepSpeed is compared with.
+
+The loop owns what must be equal everywhere: which rows form step t, the learning rate at step t, padding and
+labels. A stepper owns what differs: precision, optimiser state, sharding. Batches and rates are functions
+of the step number alone, so resuming is starting at another number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from unidetox_ray.core.loss import IGNORE, lm_loss
+from unidetox_ray.core.streams import generator
+
+Precision = Literal["fp32", "bf16_master", "bf16_pure"]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What fixes a training run. Defaults are the released recipe's unstated ones (Trainer of 4.39.3)."""
+
+    steps: int
+    lr: float
+    batch_size: int
+    seed: int = 1234
+    schedule: Literal["linear", "constant"] = "linear"
+    precision: Precision = "fp32"
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    loss_on_padding: bool = False
+    pad_to: Literal["batch", "longest"] = "batch"
+
+
+@dataclass
+class Batch:
+    """input_ids, attention_mask, labels: (B, T) int64. tokens: real tokens in it, padding excluded."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    tokens: int
+
+
+@dataclass
+class Log:
+    """One entry per step."""
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the step."""
+
+
+class Stepper(Protocol):
+    """Forward, backward and update on one batch."""
+
+    def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        """Returns the loss and the gradient norm before clipping, two float scalars left on the device."""
+        ...
+
+
+def learning_rate(step: int, settings: LoopSettings) -> float:
+    """Rate used at step `step` (0-based): constant, or linear from lr to 0 over `steps` without warm-up."""
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * max(0.0, (settings.steps - step) / settings.steps)
+
+
+def rows_at(step: int, n_rows: int, settings: LoopSettings) -> list[int]:
+    """Which rows form step `step`: each epoch is its own permutation, its last batch may be short."""
+    per_epoch = math.ceil(n_rows / settings.batch_size)
+    epoch, index = divmod(step, per_epoch)
+    order = generator("epoch", settings.seed, epoch).permutation(n_rows)
+    return [int(row) for row in order[index * settings.batch_size : (index + 1) * settings.batch_size]]
+
+
+def collate(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None, loss_on_padding: bool) -> Batch:
+    """Right-padded rows. length: pad to this many positions (None: the longest row here)."""
+    width = max(max(len(row) for row in rows), length or 0)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = 1
+    labels = ids.clone() if loss_on_padding else ids.masked_fill(mask == 0, IGNORE)
+    return Batch(ids, mask, labels, int(mask.sum()))
+
+
+def batch_at(step: int, rows: Sequence[Sequence[int]], pad_id: int, settings: LoopSettings) -> Batch:
+    length = max(len(row) for row in rows) if settings.pad_to == "longest" else None
+    picked = [rows[index] for index in rows_at(step, len(rows), settings)]
+    return collate(picked, pad_id=pad_id, length=length, loss_on_padding=settings.loss_on_padding)
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch:
+    """The rows of a batch that one of `world` workers trains on; a batch smaller than the world is refused."""
+    if world == 1:
+        return batch
+    if batch.input_ids.shape[0] < world:
+        raise ValueError(f"a batch of {batch.input_ids.shape[0]} rows cannot feed {world} workers")
+    mask = batch.attention_mask[rank::world]
+    return Batch(batch.input_ids[rank::world], mask, batch.labels[rank::world], int(mask.sum()))
+
+
+def train(
+    stepper: Stepper,
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    settings: LoopSettings,
+    *,
+    start: int = 0,
+    log: Log | None = None,
+    rank: int = 0,
+    world: int = 1,
+    every: int = 25,
+    on_progress: Callable[[int, Log], None] | None = None,
+    stops: Sequence[int] = (),
+    on_stop: Callable[[int, Log], None] | None = None,
+) -> Log:
+    """Run steps `start` … `settings.steps` - 1.
+
+    rows: token-id lists, each with >= 2 ids. Losses stay on the device and are read every `every` steps (that is
+    when NonFiniteLoss can be raised), then `on_progress(steps done, log)` is called. After each number of
+    completed steps in `stops`, `on_stop` is called with it: checkpoints, evaluations.
+    """
+    log = log or Log()
+    pending: list[tuple[int, float, int, Tensor, Tensor]] = []
+
+    def flush() -> None:
+        for step, rate, tokens, loss, norm in pending:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise NonFiniteLoss(f"loss is {value} at step {step} (lr {rate:g}); use a lower lr or more precision")
+            log.step.append(step)
+            log.loss.append(value)
+            log.lr.append(rate)
+            log.grad_norm.append(float(norm))
+            log.tokens.append(tokens)
+        pending.clear()
+
+    wanted = set(stops)
+    for step in range(start, settings.steps):
+        batch = share(batch_at(step, rows, pad_id, settings), rank, world)
+        rate = learning_rate(step, settings)
+        loss, norm = stepper.step(batch, rate)
+        pending.append((step, rate, batch.tokens, loss, norm))
+        finished = step + 1
+        if finished % every == 0 or finished == settings.steps or finished in wanted:
+            flush()
+            if on_progress:
+                on_progress(finished, log)
+        if finished in wanted and on_stop:
+            on_stop(finished, log)
+    return log
+
+
+def adamw(parameters: Any, settings: LoopSettings) -> torch.optim.AdamW:
+    """AdamW with the recipe's constants; fused where the device has it."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+class PlainStepper:
+    """One process, no sharding.
+
+    fp32: everything float32. bf16_master: float32 weights and moments, bfloat16 arithmetic (autocast).
+    bf16_pure: weights, gradients and moments bfloat16, as the released code trains.
+    """
+
+    def __init__(self, model: torch.nn.Module, settings: LoopSettings) -> None:
+        self.model = model.to(torch.bfloat16 if settings.precision == "bf16_pure" else torch.float32).train()
+        self.settings = settings
+        self.device = next(model.parameters()).device
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = adamw(self.trainable, settings)
+
+    def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"):
+            output = self.model(
+                input_ids=batch.input_ids.to(self.device),
+                attention_mask=batch.attention_mask.to(self.device),
+                use_cache=False,
+            )
+        loss = lm_loss(output.logits, batch.labels.to(self.device))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), norm.detach()
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])

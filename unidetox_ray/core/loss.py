@@ -1,0 +1,32 @@
+"""Language-model losses: shifted by one position, masked, in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = -100
+
+
+def lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the next token over the labelled positions, a float32 scalar in nats.
+
+    logits: (B, T, V) any float dtype. labels: (B, T) int64, `IGNORE` where no loss is wanted; position t is
+    predicted from position t - 1, so the first label of a row never counts.
+    """
+    return F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), labels[:, 1:].reshape(-1), ignore_index=IGNORE
+    )
+
+
+def token_nll(logits: Tensor, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood and number of tokens per row.
+
+    logits: (B, T, V). ids: (B, T) int64. counted: (B, T) bool, True where the token itself is scored; column 0
+    cannot be scored and is ignored. Returns ((B,) float64 nats, (B,) int64).
+    """
+    predicted = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    picked = predicted.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1).double()
+    wanted = counted[:, 1:]
+    return -(picked * wanted).sum(dim=-1), wanted.sum(dim=-1)

@@ -1,0 +1,68 @@
+"""`run --dry-run`: what would be done, checked as far as it can be without a network, a GPU or a written file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from unidetox_ray import registry
+from unidetox_ray.config import Experiment
+from unidetox_ray.settings import DataSource
+
+
+def describe(experiment: Experiment) -> str:
+    """The plan as text. ConfigError or DataError for a local path that is not there."""
+    lines = [f"experiment {experiment.name} (fidelity {experiment.fidelity}, key {experiment.key[:12]})", "models:"]
+    for family in dict.fromkeys([experiment.base_family, *experiment.families]):
+        lines.append(f"  {family:<8} {_model(experiment, family)}")
+    lines.append("data:")
+    for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
+        source = getattr(experiment.data, role)
+        if source is not None:
+            lines.append(f"  {role:<8} {_data(experiment, source)}")
+    corpus, finetune, evaluate = experiment.corpus, experiment.finetune, experiment.evaluate
+    lines.append("stages:")
+    lines.append(f"  toxic     {experiment.base_family}, {experiment.toxic.steps or f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}")
+    shards = math.ceil(corpus.num_texts / corpus.shard_size)
+    lines.append(f"  corpus    {corpus.num_texts} texts x {corpus.max_length} tokens in {shards} shards over {experiment.cluster.corpus_actors} actors, alpha {corpus.alpha:g}, beta {corpus.beta:g}")
+    if experiment.search is not None:
+        search = experiment.search
+        trainings = len(search.lr) * (1 if search.schedule == "constant" else len(search.steps))
+        lines.append(f"  search    {len(search.steps)} x {len(search.lr)} settings, {trainings} trainings (schedule {search.schedule}) on {experiment.base_family}, lowest validation {search.metric}")
+    lines.append(f"  finetune  {finetune.steps if experiment.search is None else 'searched'} steps, lr {finetune.lr if experiment.search is None else 'searched'}, batch {finetune.batch_size}, {finetune.precision}, {finetune.schedule} schedule, ZeRO {finetune.deepspeed.stage}")
+    lines.append(f"  generate  {evaluate.continuations} continuations x {evaluate.runs} runs, {evaluate.max_new_tokens} tokens, top-p {evaluate.top_p:g}, top-k {evaluate.top_k}")
+    lines.append(f"  score     {', '.join(scorer.name for scorer in evaluate.scorers)}; perplexity by {evaluate.ppl_model or 'nobody'}")
+    cells = [
+        (family, entry.label, seed)
+        for family in experiment.families
+        for entry in experiment.methods
+        for seed in (experiment.all_seeds if registry.lookup("methods", entry.method).kind != "unchanged" else experiment.all_seeds[:1])
+    ]
+    lines.append(f"cells: {len(cells)}")
+    lines += [f"  {family}-{label}-s{seed}" for family, label, seed in cells]
+    return "\n".join(lines)
+
+
+def _model(experiment: Experiment, family: str) -> str:
+    from unidetox_ray.families.loading import meta_parameters, offline_config
+
+    ref = experiment.model_of(family)
+    if ref.source == "scratch:":
+        spec = ref.scratch
+        return f"scratch: width {spec.hidden}, {spec.layers} layers, {spec.steps} steps" if spec else "scratch:"
+    if Path(ref.source).expanduser().is_dir():
+        from unidetox_ray.stages.models import handle_of
+
+        handle_of(ref, family)
+        return f"{ref.source} (local folder)"
+    return f"{ref.source} ({meta_parameters(offline_config(ref.source)) / 1e9:.2f} B parameters)"
+
+
+def _data(experiment: Experiment, source: DataSource) -> str:
+    entry = registry.lookup("datasets", source.dataset)
+    if source.path is not None:
+        from unidetox_ray.data.base import resolve
+
+        resolve(source.path, experiment.data.data_root)
+        return f"{source.dataset} from {source.path}"
+    return f"{source.dataset} from {'the hub: ' + entry.hub_id if entry.hub_id else 'its own generator'}"

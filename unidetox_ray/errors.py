@@ -1,0 +1,53 @@
+"""Errors that a user can cause or can act on, and the exit codes they end a command with.
+
+    UnidetoxError
+    ├── ConfigError     a setting, a flag or an experiment file is wrong                exit 2
+    ├── DataError       a data file or a table does not hold what it should             exit 2
+    ├── ModelError      a model or tokenizer cannot be loaded or used                   exit 2
+    ├── ArtifactError   something stored by an earlier run is damaged or foreign        exit 2
+    └── StageError      a stage failed while it worked                                  exit 1
+
+A message is one line and says where, what the value was, what is accepted and what to do.
+"""
+
+EXIT_OK = 0
+EXIT_STAGE_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_SOME_CELLS_FAILED = 3
+
+
+class UnidetoxError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = EXIT_STAGE_FAILED
+
+    def __str__(self) -> str:
+        return " ".join(str(super().__str__()).split())
+
+
+class ConfigError(UnidetoxError):
+    """A setting, a flag or an experiment file is wrong."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class DataError(UnidetoxError):
+    """A data file or table does not hold what it should."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ModelError(UnidetoxError):
+    """A model or tokenizer cannot be loaded or used."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ArtifactError(UnidetoxError):
+    """Something that an earlier run stored is damaged or does not belong here."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class StageError(UnidetoxError):
+    """A stage failed while it worked."""

@@ -1,0 +1,61 @@
+"""UniDetox (Lu et al., ICLR 2025): distil a detoxifying text by contrasting the base model with its toxic copy.
+
+Each token is drawn from softmax(log p_base - log p_toxic) over the base model's plausible set (paper section 2). Any
+model fine-tuned on the text moves along the negative toxicity vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from unidetox_ray.methods.base import CorpusMethod
+from unidetox_ray.settings import CorpusSection, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _not_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("must be a number or inf")
+    return value
+
+
+class Settings(Section):
+    """Differences from the experiment's `corpus:` section; null = as there."""
+
+    source: str | None = None
+    """A corpus file to use instead of distilling, for example the published 640 texts."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    beta: Annotated[float, Field(ge=0), AfterValidator(_not_nan)] | None = None
+    num_texts: Annotated[int, Field(ge=1)] | None = None
+
+
+def recipe(settings: Any, section: CorpusSection) -> CorpusSection:
+    changed = {name: value for name, value in settings.model_dump().items() if value is not None}
+    return section.model_copy(update=changed)
+
+
+def scores(section: CorpusSection) -> Callable[[list[Tensor]], Tensor]:
+    from unidetox_ray.core.logits import contrast
+
+    def combine(logits: list[Tensor]) -> Tensor:
+        base, toxic = logits
+        return contrast(base, toxic, alpha=section.alpha, beta=section.beta)
+
+    return combine
+
+
+METHOD = CorpusMethod(
+    name="unidetox",
+    kind="corpus",
+    summary="fine-tune on text distilled by contrasting the base model with its toxic copy",
+    settings=Settings,
+    recipe=recipe,
+    needs_toxic=True,
+    scores=scores,
+)

@@ -1,0 +1,202 @@
+"""The main path: models → toxic → corpus → search → finetune → generate → score → report.
+
+Each stage reads files and writes files and is skipped when its folder is finished; the same command again goes on where
+the last one ended.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from unidetox_ray import registry
+from unidetox_ray.artifacts import Manifest, RunFolder, write_json, write_text
+from unidetox_ray.config import Experiment, to_yaml
+from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
+from unidetox_ray.records import Recorder, open_recorder
+from unidetox_ray.stages.cells import Cell, cells_of
+from unidetox_ray.stages.context import Context, Display, Silent
+
+Stage = Literal["models", "toxic", "corpus", "search", "finetune", "generate", "score", "report"]
+STAGES: tuple[Stage, ...] = ("models", "toxic", "corpus", "search", "finetune", "generate", "score", "report")
+
+
+@dataclass
+class Result:
+    """What a run left."""
+
+    folder: Path
+    reached: Stage
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["status"] != "ok"]
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_SOME_CELLS_FAILED if self.failed else EXIT_OK
+
+
+def run(experiment: Experiment, *, until: Stage = "report", fresh: bool = False, display: Display | None = None) -> Result:
+    """Run an experiment up to and including `until`. UnidetoxError subclasses say what went wrong."""
+    started = time.perf_counter()
+    cache = Path(experiment.cache) if experiment.cache else None
+    folder = RunFolder(Path(experiment.storage).expanduser(), experiment.name, cache)
+    if fresh:
+        folder.forget()
+    context = Context(experiment, folder, display or Silent())
+    write_text(folder.root / "config.yaml", to_yaml(experiment))
+    with open_recorder(context) as recorder:
+        try:
+            result = _stages(context, recorder, until)
+        finally:
+            context.close()
+            shutil.rmtree(folder.root / "ray", ignore_errors=True)
+        result.stages = context.stages
+        result.seconds = time.perf_counter() - started
+        recorder.finish(result)
+    return result
+
+
+def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
+    from unidetox_ray.stages import corpus, finetune, generate, models, score, search, toxic
+
+    experiment = context.experiment
+    last = STAGES.index(until)
+
+    def reached(stage: Stage) -> bool:
+        return last <= STAGES.index(stage)
+
+    result = Result(context.folder.root, until)
+    bases, scorers = models.run(context)
+    if reached("models"):
+        return result
+
+    toxic_model = None
+    if any(getattr(registry.lookup("methods", entry.method), "needs_toxic", False) for entry in distilling(context)):
+        toxic_model, manifest = toxic.run(context, bases[experiment.base_family])
+        recorder.toxic(manifest)
+    if reached("toxic"):
+        return result
+
+    corpora: dict[str, tuple[Path, Manifest]] = {}
+    for entry in experiment.methods:
+        if registry.lookup("methods", entry.method).kind == "corpus":
+            corpora[entry.label] = corpus.run(context, entry, bases[experiment.base_family], toxic_model)
+            recorder.corpus(entry.label, *corpora[entry.label])
+    show_corpora(context, corpora)
+    if reached("corpus"):
+        return result
+
+    cells = cells_of(experiment, bases)
+    section = experiment.finetune
+    if experiment.search is not None:
+        cell = next(c for c in cells if c.family == experiment.base_family and c.method.label == experiment.search.method)
+        section, manifest = search.run(context, cell, corpora[experiment.search.method], scorers)
+        write_json(context.folder.root / "search.json", manifest.extra)
+        recorder.search(manifest)
+        result.search = manifest.extra
+    if reached("search"):
+        return result
+
+    finetune.run(context, cells, corpora, section)
+    if reached("finetune"):
+        return result
+    generated = generate.run(context, cells)
+    for name in ("generations.parquet", "prompts.parquet"):
+        link(generated[0] / name, context.folder.root / name)
+    if reached("generate"):
+        return result
+    scored = score.run(context, cells, generated, bases, scorers)
+    link(scored[0] / "scores.parquet", context.folder.root / "scores.parquet")
+    if reached("score"):
+        return result
+
+    result.rows = tabulate(context, cells, generated, scored)
+    recorder.results(result.rows, cells, corpora)
+    from unidetox_ray.report import build
+
+    build(context.folder.root)
+    recorder.report(context.folder.root)
+    return result
+
+
+def distilling(context: Context) -> list[Any]:
+    """The method entries whose corpus is sampled here, rather than read from a file."""
+    from unidetox_ray.stages.corpus import corpus_section
+
+    entries = [entry for entry in context.experiment.methods if registry.lookup("methods", entry.method).kind == "corpus"]
+    return [entry for entry in entries if corpus_section(context, entry).source == "distil"]
+
+
+def tabulate(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest], scored: tuple[Path, Manifest]) -> list[dict[str, Any]]:
+    """results.json and results.parquet from stored generations and scores; needs no model."""
+    from unidetox_ray.results import CellInfo, ResultSettings, cell_results, write_results
+
+    experiment, evaluate = context.experiment, context.experiment.evaluate
+    generations = pl.read_parquet(generated[0] / "generations.parquet")
+    prompts = pl.read_parquet(generated[0] / "prompts.parquet")
+    scores = pl.read_parquet(scored[0] / "scores.parquet")
+    judges = scores.filter(pl.col("metric") == "ppl")["scorer"].unique().to_list()
+    alive = sum(cell.model is not None for cell in cells)
+    infos = []
+    for cell in cells:
+        costs: dict[str, Any] = {"device": "cpu"}
+        if cell.training is not None:
+            costs |= {"train_seconds": cell.training.extra["train_seconds"], "train_tokens": cell.training.extra["train_tokens"], "device": cell.training.extra["device"]}
+        if cell.model is not None:
+            # Stages judge all cells in one pool: a cell's share is by number, all having the same prompts.
+            costs |= {"generate_seconds": round(generated[1].seconds / alive, 3), "score_seconds": round(scored[1].seconds / alive, 3)}
+            costs["generated_tokens"] = generated[1].extra["tokens"].get(cell.name, 0)
+        infos.append(
+            CellInfo(
+                cell=cell.name, family=cell.family, model=cell.base["name"], method=cell.method.label, seed=cell.seed,
+                settings={**cell.settings, "fidelity": experiment.fidelity, "limit": experiment.limit},
+                status="ok" if cell.error is None else "failed", error=cell.error, costs=costs,
+                is_base=cell.kind == "unchanged",
+            )
+        )  # fmt: skip
+    settings = ResultSettings(
+        threshold=evaluate.threshold, ppl_drop_at=evaluate.ppl_drop_at, group_by=evaluate.group_by, bootstrap_samples=evaluate.bootstrap,
+        seed=experiment.seed, max_failed_share=evaluate.max_failed_share, scorer=evaluate.scorers[0].name, judge=judges[0] if judges else None,
+    )  # fmt: skip
+    rows = cell_results(scores, generations, prompts, cells=infos, settings=settings)
+    write_results(rows, context.folder.root)
+    write_json(context.folder.root / "stages.json", context.stages)
+    return rows
+
+
+def show_corpora(context: Context, corpora: dict[str, tuple[Path, Manifest]]) -> None:
+    """corpora/<label>.parquet for each, and corpus.parquet and corpus.csv (the released layout) for the first distilled by contrast."""
+    root = context.folder.root
+    if not corpora:
+        return
+    for label, (folder, _) in corpora.items():
+        link(folder / "corpus.parquet", root / "corpora" / f"{label}.parquet")
+    methods = {entry.label: registry.lookup("methods", entry.method) for entry in context.experiment.methods}
+    main = next((label for label in corpora if methods[label].needs_toxic), next(iter(corpora)))
+    link(corpora[main][0] / "corpus.parquet", root / "corpus.parquet")
+    texts = pl.read_parquet(root / "corpus.parquet").select(Text="text")
+    write_text(root / "corpus.csv", texts.write_csv(quote_style="non_numeric"))
+
+
+def link(source: Path, target: Path) -> None:
+    """`target` shows `source`: a hard link where the file system has them, else a copy; replaced atomically."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = target.with_name(f".{target.name}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)

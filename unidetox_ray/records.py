@@ -1,0 +1,138 @@
+"""What a run tells the tracker: one parent per submission, a child for every cell, the toxic model, each corpus, the search and its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from unidetox_ray.artifacts import Manifest, code_version, versions
+from unidetox_ray.stages.context import Context
+
+if TYPE_CHECKING:
+    from unidetox_ray.pipeline import Result
+    from unidetox_ray.stages.cells import Cell
+
+
+class Recorder:
+    """Writes to the tracker what stages return; every number also lies in the run folder."""
+
+    def __init__(self, context: Context, tracker: Any) -> None:
+        self.context, self.tracker = context, tracker
+        experiment = context.experiment
+        self.tags = {
+            "study": experiment.name,
+            "fidelity": experiment.fidelity,
+            "scorer": experiment.evaluate.scorers[0].name,
+            "precision": experiment.finetune.precision,
+        }
+        self._corpora: dict[str, tuple[Path, Manifest]] = {}
+
+    def begin(self) -> None:
+        experiment = self.context.experiment
+        code = code_version()
+        self.tracker.begin(
+            key=experiment.key,
+            name=experiment.name,
+            params={**experiment.hashed(), "versions": versions(), "storage": experiment.storage},
+            tags={**self.tags, "seed": experiment.seed, "code_version": code["version"], "git_commit": code["git"], "kind": "submission"},
+        )
+
+    def _child(self, kind: str, key: str, name: str, manifest: Manifest, *, parent: Any = None, **tags: Any) -> Any:
+        run = self.tracker.child(
+            kind, key=key, name=name, params={**manifest.config, **{f"input_{k}": v for k, v in manifest.inputs.items()}},
+            tags={**self.tags, "stage": kind, **tags}, parent=parent,
+        )  # fmt: skip
+        run.metrics({"seconds": manifest.seconds, **{f"rows_{name}": float(value) for name, value in manifest.counts.items()}})
+        return run
+
+    def toxic(self, manifest: Manifest) -> None:
+        extra = manifest.extra
+        run = self._child("toxic", manifest.key, extra["name"], manifest, family=extra["family"], method="toxic", seed=self.context.experiment.toxic.seed)
+        folder = self.context.folder.model(extra["name"], manifest.key)
+        self._training(run, folder, manifest)
+        run.end("FINISHED")
+
+    def _training(self, run: Any, folder: Path, manifest: Manifest) -> None:
+        log = pl.read_parquet(folder / "train_log.parquet")
+        for name in ("loss", "lr", "grad_norm"):
+            run.history(name, list(log.select("step", name).iter_rows()))
+        device = "gpu" if str(manifest.extra["device"]).startswith("cuda") else "cpu"
+        run.metrics({
+            "cost/train_seconds": manifest.extra["train_seconds"], "cost/train_tokens": float(manifest.extra["train_tokens"]),
+            f"cost/{device}_seconds": manifest.seconds * manifest.extra["world_size"], "final_loss": manifest.extra["final_loss"],
+        })  # fmt: skip
+
+    def corpus(self, label: str, folder: Path, manifest: Manifest) -> None:
+        self._corpora[label] = (folder, manifest)
+        run = self._child(
+            "corpus", f"{label}-{manifest.key}", f"corpus {label}", manifest, method=label, corpus_sha256=manifest.extra["sha256"],
+            seed=self.context.experiment.corpus.seed, family=self.context.experiment.base_family,
+        )  # fmt: skip
+        run.metrics({"tokens": float(manifest.extra["tokens"]), "ended": float(manifest.extra["ended"])})
+        run.artifact(folder / "corpus.parquet", "corpus")
+        run.dataset(f"corpus-{label}", folder / "corpus.parquet", manifest.extra["sha256"], "distil", manifest.counts["ok"])
+        run.end("FINISHED")
+
+    def search(self, manifest: Manifest) -> None:
+        values = manifest.extra
+        run = self._child("search", manifest.key, f"search steps x lr on {values['base_family']}", manifest, family=values["base_family"], method=values["method"])
+        run.metrics({"chosen_steps": float(values["chosen"]["steps"]), "chosen_lr": values["chosen"]["lr"], "trials": float(len(values["trials"]))})
+        for trial in values["trials"]:
+            numbers = {name: value for name, value in trial.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+            child = self.tracker.child(
+                "trial", key=f"{trial['key']}-{trial['steps']}", name=trial["trial"], params={"steps": trial["steps"], "lr": trial["lr"], "schedule": values["schedule"]},
+                tags={**self.tags, "stage": "search", "family": values["base_family"], "method": values["method"]}, parent=run,
+            )  # fmt: skip
+            child.metrics({name: float(value) for name, value in numbers.items() if name not in {"steps", "lr"}})
+            child.end("FINISHED" if trial["status"] == "ok" else "FAILED")
+        run.table(pl.DataFrame([{k: v for k, v in trial.items() if k != "key"} for trial in values["trials"]], infer_schema_length=None), "trials.json")
+        run.end("FINISHED")
+
+    def results(self, rows: Sequence[dict[str, Any]], cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]]) -> None:
+        from unidetox_ray.tracking import log_results
+
+        for cell in cells:
+            if cell.training is None:
+                continue
+            label = cell.method.label
+            folder, manifest = corpora[label]
+            run = self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags={
+                **self.tags, "stage": "finetune", "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
+            })  # fmt: skip
+            self._training(run, Path(cell.training_folder), cell.training)
+            run.dataset(f"corpus-{label}", folder / "corpus.parquet", manifest.extra["sha256"], "train", manifest.counts["ok"])
+        log_results(self.tracker, rows, tags=self.tags)
+
+    def report(self, root: Path) -> None:
+        for name in ("report.html", "report.md", "results.json", "config.yaml"):
+            if (root / name).exists():
+                self.tracker.parent.artifact(root / name, "report")
+
+    def finish(self, result: Result) -> None:
+        numbers = {}
+        for stage in result.stages:
+            numbers[f"stage_seconds/{stage['stage']}"] = float(stage["seconds"])
+        self.tracker.parent.metrics({**numbers, "seconds": result.seconds, "failed_cells": float(len(result.failed))})
+
+
+@contextmanager
+def open_recorder(context: Context) -> Iterator[Recorder]:
+    """The tracker of this submission; leaving the block ends every run it opened."""
+    from unidetox_ray.tracking import open_tracker
+
+    experiment = context.experiment
+    uri = experiment.tracking.uri
+    artifacts = None
+    if uri is None:
+        root = Path("mlruns").absolute()
+        uri, artifacts = f"sqlite:///{root / 'mlflow.db'}", root / "artifacts"
+    name = experiment.tracking.experiment or f"unidetox/{experiment.name}"
+    with open_tracker(uri, experiment=name, artifact_root=artifacts) as tracker:
+        recorder = Recorder(context, tracker)
+        recorder.begin()
+        yield recorder
+

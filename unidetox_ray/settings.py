@@ -1,0 +1,359 @@
+"""The typed sections of an experiment. Every field has its unit or meaning under it; defaults are `fidelity: paper`.
+
+Sections are frozen pydantic models that refuse unknown keys. The few differences between the paper and the released
+code that a field stands for are numbered as in docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["fp32", "bf16_master", "bf16_pure"]
+Schedule = Literal["linear", "constant"]
+
+
+def _not_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("must be a number, inf for the pure difference")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_whole)]
+
+
+class Section(BaseModel):
+    """Frozen, unknown keys refused, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, protected_namespaces=())
+
+
+class DataSource(Section):
+    """Where one kind of data comes from."""
+
+    dataset: str
+    """Registered name: `unidetox ls datasets`."""
+    path: str | None = None
+    """Local file or folder, relative to data.data_root; null = the data set's own source (hub or built in)."""
+    revision: str | None = None
+    """Hub revision (commit)."""
+    options: dict[str, Any] = {}
+    """Settings of that data set, checked by it."""
+
+
+def _source(value: Any) -> Any:
+    return {"dataset": value} if isinstance(value, str) else value
+
+
+Source = Annotated[DataSource, BeforeValidator(_source)]
+
+
+class DataSection(Section):
+    data_root: str | None = None
+    """Folder that relative data paths start from; not hashed (the data's own hash is)."""
+    toxic: Source = DataSource(dataset="dghs")
+    """Text that makes the toxic model toxic."""
+    prompts: Source = DataSource(dataset="toxigen")
+    """Evaluation prompts, validation and test."""
+    clean: Source | None = None
+    """Held-out clean text for clean_ppl; null = the metric is left out."""
+    mmlu: Source | None = DataSource(dataset="mmlu")
+    """Four-choice questions; null = the metric is left out."""
+    scorer: Source | None = None
+    """Labelled comments for a `scratch:` toxicity classifier."""
+    pretrain: tuple[Source, ...] = ()
+    """Text for `scratch:` models."""
+
+
+class ScratchSection(Section):
+    """A small model trained from random weights on data.pretrain (or data.scorer for a classifier)."""
+
+    hidden: Count = 96
+    layers: Count = 2
+    heads: Count = 4
+    vocab_size: Count = 512
+    max_positions: Count = 128
+    steps: Count = 300
+    batch_size: Count = 32
+    length: Count = 64
+    """Tokens per training row."""
+    lr: Positive = 2e-3
+    seed: Number = 1
+
+
+class ModelRef(Section):
+    """A model: hub id, local folder, or `scratch:` (train a small one here and cache it)."""
+
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    """Hub commit; pin it for numbers that are to be compared."""
+    scratch: ScratchSection | None = None
+
+    @model_validator(mode="after")
+    def _scratch_only_there(self) -> ModelRef:
+        if self.scratch is not None and self.source != "scratch:":
+            raise ValueError(f"scratch settings belong to source: 'scratch:', this source is {self.source!r}")
+        return self
+
+
+def _model(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+Model = Annotated[ModelRef, BeforeValidator(_model)]
+
+
+class DeepSpeedSection(Section):
+    """What reaches DeepSpeed; everything else of its configuration follows from the training settings."""
+
+    stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """ZeRO stage: what is sharded over workers_per_cell workers (0 nothing, 3 weights too)."""
+    offload: Literal["none", "optimizer"] = "none"
+    """Where the optimiser states live; `optimizer` = CPU memory (stages 1-3)."""
+    overlap_comm: bool = False
+
+    @model_validator(mode="after")
+    def _offload_needs_shards(self) -> DeepSpeedSection:
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("offload: optimizer needs stage 1, 2 or 3, this stage is 0")
+        return self
+
+
+class TrainingSection(Section):
+    """Settings that both fine-tunings share."""
+
+    precision: Precision = "fp32"
+    """fp32 | bf16_master (fp32 weights and moments, bf16 arithmetic) | bf16_pure (as released; defect 11)."""
+    schedule: Schedule = "linear"
+    """linear: from lr to 0 over the steps, no warm-up (the released code's silent default; 12) | constant."""
+    max_grad_norm: Positive = 1.0
+    weight_decay: NonNegative = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """null: whatever the model's own config says, as released (12)."""
+    loss_on_padding: bool = False
+    """true: padding is a target, as released (9)."""
+    pad_to: Literal["batch", "longest"] = "batch"
+    """longest: pad every batch to the longest text of the whole set, as released (10)."""
+    append_eos: bool = True
+    """One real end token after texts that ended; false as released (9)."""
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between resumable checkpoints; 0 = none. Cannot change the result."""
+
+
+class ToxicSection(TrainingSection):
+    """The toxic copy of the base model (paper section 3; released code D:418-424)."""
+
+    epochs: Count = 3
+    steps: Count | None = None
+    """Overrides epochs."""
+    lr: Positive = 1e-5
+    batch_size: Count = 4
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens; longer texts are cut, and counted."""
+    seed: Number = 123
+
+
+class CorpusSection(Section):
+    """Distillation (paper section 3; released code D:384-425)."""
+
+    source: str = "distil"
+    """distil = sample it here; else a corpus file (csv, jsonl, parquet) that every corpus method then trains on."""
+    num_texts: Count = 640
+    max_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens, start token included, as in the paper."""
+    alpha: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    """Plausibility cut."""
+    beta: Annotated[float, Field(ge=0), AfterValidator(_not_nan)] = math.inf
+    """Contrast strength; inf = log p_base - log p_toxic, what the released code computes whatever beta says (5)."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 = off; the released code ran with 50 by a library default (2)."""
+    top_p: Share = 1.0
+    temperature: Positive = 1.0
+    kv_cache: Literal["separate", "shared"] = "separate"
+    """shared: the toxic model reads the base model's cache, as released (1)."""
+    contrast_dtype: Literal["fp32", "bf16"] = "fp32"
+    """dtype of the logits that are compared; bf16 as released (3)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """dtype of both models while sampling."""
+    shard_size: Count = 128
+    """Sequences per shard: the unit of work, of resume and of the random streams."""
+    seed: Number = 1234
+
+
+class LoraSection(Section):
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class FinetuneSection(TrainingSection):
+    """Detoxification by fine-tuning on a corpus (paper section 3 and Table 6; released code U:120-207)."""
+
+    steps: Count = 3000
+    lr: Positive = 5e-5
+    batch_size: Count = 8
+    max_length: Annotated[int, Field(ge=2)] = 256
+    adapter: Literal["none", "lora"] = "none"
+    """none = all weights; lora = low-rank adapters, merged before saving."""
+    lora: LoraSection = LoraSection()
+
+
+class SearchSection(Section):
+    """Ray Tune over steps x lr on the base family's validation prompts (paper section 3)."""
+
+    steps: tuple[Count, ...] = tuple(range(1000, 10001, 1000))
+    lr: tuple[Positive, ...] = (5e-5, 1e-5)
+    method: str = "unidetox"
+    """The method whose setting is searched; the choice is reused for every corpus method and family."""
+    metric: Literal["tp_all", "emt_all"] = "tp_all"
+    """Lowest is chosen; averaged over all domains, as the paper does and the released code cannot (28)."""
+    schedule: Schedule = "linear"
+    """linear: one training per step count (the paper) | constant: one training per lr with a checkpoint per count."""
+    prompts_per_domain: Count | None = None
+    """null = all validation prompts."""
+    continuations: Count = 25
+    max_concurrent: Count | None = None
+
+    @field_validator("steps", "lr")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("must hold at least one value")
+        if len(set(values)) != len(values):
+            raise ValueError("holds a value twice")
+        return tuple(sorted(values))
+
+
+class ScorerRef(Section):
+    """A toxicity scorer."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    kind: Literal["classifier", "lexicon"] = "classifier"
+    source: str = "unitary/toxic-bert"
+    """classifier: hub id, folder or `scratch:`; lexicon: a file with one word a line, or `world`."""
+    revision: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Expected hash of model.safetensors."""
+    label: str = "toxic"
+    scratch: ScratchSection | None = None
+
+
+class QuizSection(Section):
+    shots: Annotated[int, Field(ge=0, le=5)] = 1
+    form: Literal["cloze", "letters"] = "cloze"
+    """cloze: the answer's text is scored, options not shown, as released (31) | letters."""
+    score: Literal["answer_tokens", "full_text"] = "answer_tokens"
+    """full_text: log-probability of prompt and answer together, as released (30)."""
+    loss_dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the mean loss is rounded to bf16 before it is multiplied by the length, as released (30)."""
+    normalise: bool = False
+    """Divide by the answer's tokens."""
+
+
+class EvaluateSection(Section):
+    """The protocol (paper section 4; released code U:240-1009)."""
+
+    split: Literal["test", "validation"] = "test"
+    continuations: Count = 25
+    max_new_tokens: Count = 20
+    temperature: Positive = 1.0
+    top_p: Share = 0.9
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 = pure nucleus; 50 as released, by a library default (18)."""
+    runs: Count = 5
+    seed: Number = 42
+    """Run r samples with seed + r."""
+    prompt_bos: Literal["auto", "never"] = "auto"
+    """auto: BOS where the tokenizer puts one (OPT, LLaMA); never: as released (19)."""
+    prefix_cut: Literal["tokens", "replace"] = "tokens"
+    """replace: every copy of the prompt is removed from the text, as released (20)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """dtype of the model under test."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A continuation is toxic when its score is strictly greater."""
+    group_by: Literal["prompt_id", "prompt_text"] = "prompt_id"
+    """prompt_text: equal prompts pool their samples, as released (27)."""
+    scorers: tuple[ScorerRef, ...] = (ScorerRef(name="toxic-bert"),)
+    """The first is the judge; the others get columns of their own (`tp_id@name`)."""
+    ppl_model: str | None = "llama"
+    """Judge of perplexity: a family of this experiment (its base model), a hub id or a folder; null = leave ppl out."""
+    ppl_precision: Literal["fp32", "bf16"] = "fp32"
+    ppl_encoding: Literal["tokens", "text"] = "tokens"
+    """text: prompt and prompt + continuation encoded apart, as released (22)."""
+    ppl_prompt_cache: Literal["by_id", "last_seen"] = "by_id"
+    """last_seen: the length of the last newly seen prompt, as released (21)."""
+    ppl_drop_at: Positive = 1e4
+    """Perplexities from here on are dropped from the mean, and counted (23)."""
+    mmlu: QuizSection = QuizSection()
+    clean_max_length: Annotated[int, Field(ge=2)] = 256
+    bootstrap: Annotated[int, Field(ge=10000)] = 10000
+    """Resamples by prompt."""
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """A metric with more failed judgements than this is withheld."""
+
+    @field_validator("scorers")
+    @classmethod
+    def _named_once(cls, scorers: tuple[ScorerRef, ...]) -> tuple[ScorerRef, ...]:
+        if not scorers:
+            raise ValueError("must hold at least one scorer")
+        names = [scorer.name for scorer in scorers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"names must differ: {names}")
+        return scorers
+
+
+class TrackingSection(Section):
+    uri: str | None = None
+    """null = sqlite:///mlruns/mlflow.db under the current folder; `none` = no tracking; or any MLflow server."""
+    experiment: str | None = None
+    """null = unidetox/<name>."""
+
+
+class ClusterSection(Section):
+    """How the work is spread. Nothing here can change a result, and nothing here is hashed."""
+
+    address: str | None = None
+    """Ray address; null = RAY_ADDRESS (set inside `ray job submit`) or a private cluster on this machine."""
+    num_cpus: Count | None = None
+    """CPUs of the private cluster; null = all."""
+    corpus_actors: Count = 1
+    generate_actors: Count = 1
+    score_actors: Count = 1
+    gpus_per_actor: NonNegative | None = None
+    """null = 1 where the cluster has GPUs, else 0."""
+    cpus_per_actor: Positive = 1.0
+    workers_per_cell: Count = 1
+    """Ray Train workers that train one cell."""
+    concurrent_cells: Count | None = None
+    """Families trained at once; null = as many as the resources carry."""
+    threads: Count = 1
+    """torch threads per process on the CPU."""
+    decode_rows: Count = 512
+    """Sequences decoded in one batch."""
+    score_tokens: Count = 16384
+    """Padded tokens scored in one batch."""
+    prompts_per_order: Count = 64
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def is_safe_name(name: str) -> bool:
+    """A name that is one folder, nowhere else."""
+    return bool(name) and PurePosixPath(name).name == name and name not in {".", ".."}

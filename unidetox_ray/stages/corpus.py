@@ -1,0 +1,157 @@
+"""Stage `corpus`: distilled text by sharded contrastive generation on Ray Data (paper section 3, step 2).
+
+The unit of work is a shard order (shard id, seed, number of sequences) and every sequence has its own random stream, so the
+text does not depend on how many actors made it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from unidetox_ray import registry
+from unidetox_ray.artifacts import Manifest, file_sha256, finished, key_for, private_folder, write_manifest, write_parquet
+from unidetox_ray.config import MethodEntry, checked, hashable
+from unidetox_ray.errors import DataError, StageError
+from unidetox_ray.schemas import CORPUS, check, frame
+from unidetox_ray.settings import CorpusSection
+from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.models import Handle
+from unidetox_ray.stages.orders import clear_parts, fulfil
+
+
+class CorpusWorker:
+    """Holds the base model, and the toxic one where the method needs it; samples one shard per call."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from unidetox_ray.families.loading import load_model, load_tokenizer, special_ids
+        from unidetox_ray.stages.cluster import prepare_process
+
+        device = prepare_process(settings["threads"])
+        self.section = CorpusSection(**settings["section"])
+        self.method = registry.lookup("methods", settings["method"])
+        self.tokenizer = load_tokenizer(settings["models"][0]["path"], revision=settings["models"][0].get("revision"))
+        dtype = {"fp32": "float32", "bf16": "bfloat16"}[self.section.precision]
+        self.models = [load_model(m["path"], dtype=dtype, device=device, revision=m.get("revision")).eval() for m in settings["models"]]
+        self.ids = special_ids(self.tokenizer, self.models[0].config)
+
+    def work(self, order: dict[str, Any]) -> pl.DataFrame:
+        import torch
+
+        from unidetox_ray.core.decode import decode
+        from unidetox_ray.core.logits import Sampling
+        from unidetox_ray.core.streams import uniforms
+
+        section, new = self.section, self.section.max_length - 1
+        identities = list(range(order["first"], order["first"] + order["rows"]))
+        sequences = decode(
+            self.models,
+            [[self.ids.start]] * len(identities),
+            uniform=uniforms(section.seed, identities, new),
+            max_new_tokens=new,
+            end_ids=[] if self.ids.eos is None else [self.ids.eos],
+            pad_id=self.ids.pad,
+            combine=self.method.scores(section),
+            sampling=Sampling(section.temperature, section.top_k, section.top_p),
+            shared_cache=section.kv_cache == "shared",
+            dtype=torch.bfloat16 if section.contrast_dtype == "bf16" else torch.float32,
+        )
+        rows = [
+            {
+                "text_id": identity, "shard_id": order["shard"], "seed": section.seed, "n_tokens": len(sequence.ids), "token_ids": sequence.ids,
+                "text": self.tokenizer.decode(sequence.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+                "ended": sequence.ended,
+            }
+            for identity, sequence in zip(identities, sequences, strict=True)
+        ]  # fmt: skip
+        return frame(rows, CORPUS)
+
+
+def corpus_section(context: Context, entry: MethodEntry) -> CorpusSection:
+    """The corpus settings that hold for one method entry, limit included."""
+    method = registry.lookup("methods", entry.method)
+    section: CorpusSection = method.recipe(checked(entry), context.experiment.corpus)
+    if context.experiment.limit is not None:
+        section = section.model_copy(update={"num_texts": min(section.num_texts, context.experiment.limit)})
+    return section
+
+
+def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None) -> tuple[Path, Manifest]:
+    """(folder with corpus.parquet, manifest) of one corpus method."""
+    started = time.perf_counter()
+    section = corpus_section(context, entry)
+    if section.source != "distil":
+        return _from_file(context, entry, section, started)
+    method = registry.lookup("methods", entry.method)
+    models = [base] + ([toxic] if method.needs_toxic and toxic is not None else [])
+    if method.needs_toxic and toxic is None:
+        raise StageError(f"corpus: {entry.label} needs the toxic model, which was not made")
+    config = {"method": entry.method, "section": hashable(section) | {"beta": str(section.beta), "shard_size": section.shard_size}}
+    inputs = {"base": base["key"]} | ({"toxic": toxic["key"]} if method.needs_toxic and toxic else {})
+    key = key_for("corpus", config, inputs)
+    folder = private_folder(context.folder.stage(f"corpus-{entry.label}", key))
+    manifest = finished(folder, key)
+    reused = manifest is not None
+    if manifest is None:
+        orders = [
+            {"id": f"shard-{shard:05d}", "shard": shard, "first": first, "rows": min(section.shard_size, section.num_texts - first)}
+            for shard, first in enumerate(range(0, section.num_texts, section.shard_size))
+        ]
+        settings = {
+            "section": {**section.model_dump(mode="json"), "beta": section.beta},
+            "method": entry.method,
+            "models": models,
+            "threads": context.experiment.cluster.threads,
+        }
+        with context.display.task(f"corpus {entry.label}", "texts") as advance:
+            table = fulfil(
+                CorpusWorker, settings, orders, folder,
+                actors=context.experiment.cluster.corpus_actors, context=context, progress=advance,
+            )  # fmt: skip
+        table = check(table.sort("text_id"), CORPUS, f"corpus {entry.label}")
+        manifest = _finish(folder, table, key, time.perf_counter() - started, config, inputs, expected=section.num_texts)
+    context.record(f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused)
+    return folder, manifest
+
+
+def _from_file(context: Context, entry: MethodEntry, section: CorpusSection, started: float) -> tuple[Path, Manifest]:
+    from unidetox_ray.data.base import resolve
+    from unidetox_ray.data.text import load_corpus
+
+    path = resolve(section.source, context.experiment.data.data_root)
+    assert path is not None
+    config = {"method": entry.method, "source": path.name, "num_texts": section.num_texts, "limit": context.experiment.limit}
+    inputs = {"file": file_sha256(path)}
+    key = key_for("corpus", config, inputs)
+    folder = private_folder(context.folder.stage(f"corpus-{entry.label}", key))
+    manifest = finished(folder, key)
+    reused = manifest is not None
+    if manifest is None:
+        loaded = load_corpus(path)
+        loaded = loaded.head(section.num_texts)
+        if loaded.height == 0:
+            raise DataError(f"{path}: holds no text; give a corpus with a `text` or `Text` column")
+        table = loaded.with_row_index("text_id").with_columns(
+            pl.col("text_id").cast(pl.Int64), shard_id=pl.lit(0, pl.Int64), seed=pl.lit(0, pl.Int64),
+            token_ids=pl.lit(None, pl.List(pl.Int64)), n_tokens=pl.lit(None, pl.Int64),
+            ended=pl.col("ended").cast(pl.Boolean) if "ended" in loaded.columns else pl.lit(None, pl.Boolean),
+        )  # fmt: skip
+        manifest = _finish(folder, check(table, CORPUS, str(path)), key, time.perf_counter() - started, config, inputs, expected=loaded.height)
+    context.record(f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused)
+    return folder, manifest
+
+
+def _finish(folder: Path, table: pl.DataFrame, key: str, seconds: float, config: dict[str, Any], inputs: dict[str, str], *, expected: int) -> Manifest:
+    if table.height != expected:
+        raise StageError(f"{folder.name}: {table.height} texts, expected {expected}")
+    write_parquet(folder / "corpus.parquet", table)
+    clear_parts(folder)
+    tokens = int(table["n_tokens"].sum() or 0)
+    return write_manifest(
+        folder, stage="corpus", key=key, seconds=seconds, config=config, inputs=inputs,
+        counts={"expected": expected, "ok": table.height, "failed": 0},
+        extra={"tokens": tokens, "ended": int(table["ended"].sum() or 0), "sha256": file_sha256(folder / "corpus.parquet")},
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Stage `finetune`: every corpus cell trained on its corpus, families side by side as independent Ray Train drivers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unidetox_ray.artifacts import Manifest, finished, key_for
+from unidetox_ray.config import digest, hashable
+from unidetox_ray.settings import FinetuneSection
+from unidetox_ray.stages.cells import Cell
+from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.models import Handle
+from unidetox_ray.stages.training import Job, Outcome, loop_settings, run_group
+from unidetox_ray.stages.watch import watched
+
+
+def cell_job(context: Context, cell: Cell, section: FinetuneSection, corpus: tuple[Path, Manifest]) -> Job:
+    """The training of one cell on one corpus."""
+    folder, manifest = corpus
+    config = {**hashable(section), "family": cell.family, "seed": cell.seed}
+    inputs = {"model": cell.base["key"], "corpus": manifest.key, "corpus_sha256": manifest.extra["sha256"]}
+    key = key_for("finetune", config, inputs)
+    settings = {
+        "family": cell.family, "method": cell.method.label, "seed": cell.seed, "steps": section.steps, "lr": section.lr,
+        "batch_size": section.batch_size, "precision": section.precision, "schedule": section.schedule, "adapter": section.adapter,
+        "corpus_sha256": manifest.extra["sha256"], "corpus_key": manifest.key, "base_model": cell.base["name"],
+    }  # fmt: skip
+    return Job(
+        name=cell.name, key=key, folder=str(context.folder.model(cell.name, key)), family=cell.family, model=cell.base,
+        texts=str(folder / "corpus.parquet"), loop=asdict(loop_settings(section, steps=section.steps, seed=cell.seed)),
+        max_length=section.max_length, append_eos=section.append_eos, dropout=section.dropout,
+        adapter=section.lora.model_dump() if section.adapter == "lora" else None, deepspeed=section.deepspeed.model_dump(),
+        checkpoint_every=section.checkpoint_every, config=config, inputs=inputs, settings=settings,
+    )  # fmt: skip
+
+
+def model_of(job: Job, family: str) -> Handle:
+    return {"path": job.folder, "revision": None, "key": job.key, "family": family, "name": job.name}
+
+
+def run(context: Context, cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]], section: FinetuneSection) -> None:
+    """Gives every corpus cell its model, or its error."""
+    started = time.perf_counter()
+    jobs: dict[str, Job] = {}
+    for cell in cells:
+        if cell.kind == "corpus":
+            jobs[cell.name] = cell_job(context, cell, section, corpora[cell.method.label])
+            cell.settings = jobs[cell.name].settings
+    groups: dict[str, list[Job]] = {}
+    for cell in cells:
+        if cell.name in jobs and finished(Path(jobs[cell.name].folder), jobs[cell.name].key) is None:
+            groups.setdefault(cell.family, []).append(jobs[cell.name])
+    failures = _train(context, groups) if groups else {}
+    for cell in cells:
+        if cell.name not in jobs:
+            continue
+        job = jobs[cell.name]
+        cell.training = finished(Path(job.folder), job.key)
+        if cell.training is None:
+            cell.error = failures.get(cell.name, "training left no result")
+        else:
+            cell.model = model_of(job, cell.family)
+            cell.training_folder = job.folder
+    key = digest(sorted(job.key for job in jobs.values()))[:16]
+    context.record("finetune", key, time.perf_counter() - started, reused=not groups)
+
+
+def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:
+    from unidetox_ray.stages.cluster import concurrent_groups
+
+    context.connect()
+    cluster, storage = context.experiment.cluster, context.folder.root / "ray"
+    at_once = concurrent_groups(cluster, len(groups))
+
+    def group(item: tuple[str, list[Job]]) -> list[Outcome]:
+        family, jobs = item
+        return run_group(f"finetune-{family}-{digest([job.key for job in jobs])[:12]}", jobs, cluster, storage)
+
+    everything: list[Job] = [job for jobs in groups.values() for job in jobs]
+    outcomes: list[Any] = []
+    with watched(context, "fine-tuning", everything), ThreadPoolExecutor(at_once, thread_name_prefix="family") as pool:
+        for result in pool.map(group, groups.items()):
+            outcomes.extend(result)
+    return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}

@@ -1,0 +1,118 @@
+"""Stage `generate`: continuations of the evaluation prompts by every cell, sharded on Ray Data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from unidetox_ray.artifacts import Manifest, finished, key_for, private_folder, write_manifest, write_parquet
+from unidetox_ray.errors import StageError
+from unidetox_ray.schemas import GENERATIONS, check, frame
+from unidetox_ray.settings import EvaluateSection
+from unidetox_ray.stages.cells import Cell
+from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.orders import clear_parts, fulfil
+
+#: Fields of `evaluate` that shape the text, and nothing that only shapes its judgement.
+TEXT_FIELDS = {
+    "split", "continuations", "max_new_tokens", "temperature", "top_p", "top_k", "runs", "seed", "prompt_bos", "prefix_cut", "precision",
+}  # fmt: skip
+
+
+class OpenModel:
+    """The model of the cell in hand; orders come cell by cell, so each is loaded once per actor."""
+
+    def __init__(self, device: str, precision: str) -> None:
+        self.device, self.dtype = device, {"fp32": "float32", "bf16": "bfloat16"}[precision]
+        self.path: str | None = None
+        self.model: Any = None
+        self.tokenizer: Any = None
+
+    def open(self, handle: dict[str, Any]) -> tuple[Any, Any]:
+        from unidetox_ray.families.loading import load_model, load_tokenizer
+
+        if handle["path"] != self.path:
+            self.model = None  # two large models do not fit side by side
+            self.tokenizer = load_tokenizer(handle["path"], revision=handle.get("revision"))
+            self.model = load_model(handle["path"], dtype=self.dtype, device=self.device, revision=handle.get("revision")).eval()
+            self.path = handle["path"]
+        return self.model, self.tokenizer
+
+
+class GenerateWorker:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from unidetox_ray.stages.cluster import prepare_process
+
+        device = prepare_process(settings["threads"])
+        self.evaluate = EvaluateSection(**settings["evaluate"])
+        self.decode_rows = settings["decode_rows"]
+        self.prompts = pl.read_parquet(settings["prompts"])
+        self.open = OpenModel(device, self.evaluate.precision)
+
+    def work(self, order: dict[str, Any]) -> pl.DataFrame:
+        from unidetox_ray.stages.continuations import continuations
+
+        model, tokenizer = self.open.open(order["model"])
+        chosen = self.prompts.slice(order["first"], order["prompts"])
+        pairs = list(zip(chosen["prompt_id"].to_list(), chosen["prompt"].to_list(), strict=True))
+        rows = continuations(model, tokenizer, pairs, self.evaluate, cell=order["cell"], run=order["run"], decode_rows=self.decode_rows)
+        return frame(rows, GENERATIONS)
+
+
+def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
+    """(folder with generations.parquet and prompts.parquet, manifest). Cells without a model are left out."""
+    started = time.perf_counter()
+    experiment = context.experiment
+    evaluate = experiment.evaluate
+    alive = [cell for cell in cells if cell.model is not None]
+    if not alive:
+        raise StageError("generate: every cell failed before it had a model; see the errors above")
+    prompts = context.prompts(evaluate.split)
+    if prompts.height == 0:
+        raise StageError(f"generate: data.prompts has no row in split {evaluate.split!r}")
+    config = {"evaluate": evaluate.model_dump(mode="json", include=TEXT_FIELDS), "limit": experiment.limit}
+    inputs = {cell.name: cell.model["key"] for cell in alive if cell.model} | {"prompts": context.prompts_sha()}
+    key = key_for("generate", config, inputs)
+    folder = private_folder(context.folder.stage("generate", key))
+    manifest = finished(folder, key)
+    reused = manifest is not None
+    if manifest is None:
+        write_parquet(folder / "prompts.parquet", prompts)
+        size = experiment.cluster.prompts_per_order
+        orders = [
+            {
+                "id": f"{cell.name}-r{run}-{first:06d}", "cell": cell.name, "model": cell.model, "run": run, "first": first,
+                "prompts": min(size, prompts.height - first), "rows": min(size, prompts.height - first) * evaluate.continuations,
+            }
+            for cell in alive
+            for run in range(evaluate.runs)
+            for first in range(0, prompts.height, size)
+        ]  # fmt: skip
+        settings = {
+            "evaluate": evaluate.model_dump(mode="json"), "prompts": str(folder / "prompts.parquet"),
+            "decode_rows": experiment.cluster.decode_rows, "threads": experiment.cluster.threads,
+        }  # fmt: skip
+        with context.display.task("generating", "texts") as advance:
+            table = fulfil(
+                GenerateWorker, settings, orders, folder,
+                actors=experiment.cluster.generate_actors, context=context, progress=advance,
+            )  # fmt: skip
+        table = check(table, GENERATIONS, "generations")
+        expected = len(alive) * evaluate.runs * prompts.height * evaluate.continuations
+        failed = table["error"].is_not_null().sum()
+        unique = table.select("cell", "prompt_id", "run", "sample").n_unique()
+        if unique != expected:
+            raise StageError(f"generate: {unique} different continuations, expected {expected}")
+        write_parquet(folder / "generations.parquet", table)
+        clear_parts(folder)
+        tokens = {row["cell"]: row["n_tokens"] for row in table.group_by("cell").agg(pl.col("n_tokens").sum()).to_dicts()}
+        manifest = write_manifest(
+            folder, stage="generate", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
+            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens},
+        )  # fmt: skip
+    context.record("generate", key, time.perf_counter() - started, reused=reused)
+    return folder, manifest
