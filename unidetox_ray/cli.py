@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -231,11 +232,11 @@ def ui(
     """The MLflow pages on loopback, until Ctrl-C."""
     import subprocess
 
-    from unidetox_ray.tracking import ui_command, ui_url
+    from unidetox_ray.tracking import ui_command, ui_environment, ui_url
 
     store = uri or f"sqlite:///{Path('mlruns/mlflow.db').absolute()}"
     typer.echo(f"MLflow: {ui_url(store, experiment, port)}", err=True)
-    raise typer.Exit(subprocess.run(ui_command(store, port), check=False).returncode)
+    raise typer.Exit(subprocess.run(ui_command(store, port), env={**os.environ, **ui_environment()}, check=False).returncode)
 
 
 def _summary(result: Result) -> None:
@@ -253,6 +254,8 @@ def _summary(result: Result) -> None:
 
 def main() -> NoReturn:
     """Entry point: errors of ours become one line and their exit code."""
+    # Python's default for SIGTERM ends without clean-up: tracked runs would stay RUNNING, children alive.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app(standalone_mode=False)
         code: Any = 0

@@ -243,6 +243,8 @@ def _under(preset: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
             if key not in merged:
                 if preset_value:
                     merged[key] = preset_value
+            elif merged[key] == preset_value.get("dataset"):  # a data source in its short form
+                merged[key] = preset_value
             elif isinstance(merged[key], dict) and not _other_source(preset_value, merged[key]):
                 merged[key] = _under(preset_value, merged[key])
         else:

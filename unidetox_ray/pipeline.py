@@ -141,7 +141,8 @@ def distilling(context: Context) -> list[Any]:
 
 def tabulate(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest], scored: tuple[Path, Manifest]) -> list[dict[str, Any]]:
     """results.json and results.parquet from stored generations and scores; needs no model."""
-    from unidetox_ray.results import CellInfo, ResultSettings, cell_results, write_results
+    from unidetox_ray.metrics.measure import ResultSettings
+    from unidetox_ray.results import CellInfo, cell_results, write_results
 
     experiment, evaluate = context.experiment, context.experiment.evaluate
     generations = pl.read_parquet(generated[0] / "generations.parquet")
@@ -163,7 +164,6 @@ def tabulate(context: Context, cells: Sequence[Cell], generated: tuple[Path, Man
                 cell=cell.name, family=cell.family, model=cell.base["name"], method=cell.method.label, seed=cell.seed,
                 settings={**cell.settings, "fidelity": experiment.fidelity, "limit": experiment.limit},
                 status="ok" if cell.error is None else "failed", error=cell.error, costs=costs,
-                is_base=cell.kind == "unchanged",
             )
         )  # fmt: skip
     settings = ResultSettings(

@@ -40,7 +40,7 @@ def pair(request):
 
 
 def arguments(rows: int, steps: int = 20, seed: int = 3) -> dict:
-    return {"uniform": uniforms(seed, range(rows), steps), "max_new_tokens": steps, "end_ids": [2, *range(40, 46)]}
+    return {"uniform": uniforms(seed, range(rows), steps), "max_new_tokens": steps, "end_ids": [2]}
 
 
 def unidetox(logits):
@@ -67,9 +67,13 @@ def test_cached_logits_equal_a_full_pass_with_left_padding(pair):
 def test_engine_equals_slow_twin(pair, combine):
     models = list(pair) if combine is unidetox else [pair[0]]
     options = {**arguments(12), "copies": 4, "sampling": Sampling(top_p=0.95), "combine": combine}
+    free = decode(models, PROMPTS, pad_id=0, **{**options, "end_ids": []})
+    # End tokens taken from what the models say, so that some rows end early and leave the batch.
+    options["end_ids"] = [free[0].ids[9], free[5].ids[4]]
     fast = decode(models, PROMPTS, pad_id=0, **options)
     assert fast == decode_slowly(models, PROMPTS, **options)
-    assert any(sequence.ended for sequence in fast) and any(not sequence.ended for sequence in fast)
+    assert sum(sequence.ended for sequence in fast) >= 2
+    assert fast != free
 
 
 def test_text_does_not_depend_on_batch_or_order(pair):

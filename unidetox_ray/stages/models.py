@@ -189,6 +189,6 @@ def _language_model(task: dict[str, Any], table: pl.DataFrame, spec: ScratchSect
 
 
 def _classifier(table: pl.DataFrame, spec: ScratchSection, folder: Path, device: str) -> dict[str, Any]:
-    from unidetox_ray.families.classifier import train_classifier
+    from unidetox_ray.stages.classifier import train_classifier
 
     return train_classifier(table, spec, folder, device)

@@ -66,7 +66,7 @@ class ScoreWorker:
         if spec["name"] not in self.scorers:
             self.scorers[spec["name"]] = open_scorer(spec, self.device)
         values = self.scorers[spec["name"]].score(texts, token_budget=self.settings["token_budget"])
-        return values, [None if value is not None else "the scorer gave no number" for value in values]
+        return values, self.scorers[spec["name"]].errors
 
     def _perplexity(self, places: list[dict[str, Any]], texts: list[str | None], usable: list[int], upstream: list[str | None]) -> list[dict[str, Any]]:
         from unidetox_ray.metrics.perplexity import continuation_nll
@@ -86,7 +86,7 @@ class ScoreWorker:
         return rows
 
     def _own(self, order: dict[str, Any]) -> list[dict[str, Any]]:
-        from unidetox_ray.metrics.mmlu import answer_questions
+        from unidetox_ray.metrics.mmlu import quiz_answers
         from unidetox_ray.metrics.perplexity import text_nll
 
         model, tokenizer = self.own.open(order["model"])
@@ -99,18 +99,17 @@ class ScoreWorker:
                 token_budget=self.settings["token_budget"], max_length=self.evaluate.clean_max_length,
             )  # fmt: skip
             for text_id, value, count in zip(clean["text_id"].to_list(), nll, counts, strict=True):
-                error = None if value is not None and count > 0 else "no token to score"
-                rows.append({**place, "metric": "clean_ppl", "prompt_id": text_id, "value": value if error is None else None, "weight": float(count), "error": error})
+                error = None if value is not None else "no token to score"
+                rows.append({**place, "metric": "clean_ppl", "prompt_id": text_id, "value": value, "weight": float(count), "error": error})
         if self.settings["quiz"] is not None:
             quiz = pl.read_parquet(self.settings["quiz"])
             mmlu = self.evaluate.mmlu
-            correct, _ = answer_questions(
+            answers = quiz_answers(
                 model, tokenizer, quiz, shots=mmlu.shots, form=mmlu.form, score=mmlu.score, loss_dtype=mmlu.loss_dtype,
                 normalise=mmlu.normalise, token_budget=self.settings["token_budget"],
             )  # fmt: skip
-            asked = quiz.filter(pl.col("split") == "validation")["question_id"].to_list()
-            for question_id, value in zip(asked, correct, strict=True):
-                rows.append({**place, "metric": "mmlu", "prompt_id": question_id, "value": value, "weight": 1.0, "error": None if value is not None else "no finite score"})
+            for question_id, value, error in zip(answers.question_ids, answers.correct, answers.error, strict=True):
+                rows.append({**place, "metric": "mmlu", "prompt_id": question_id, "value": value, "weight": 1.0, "error": error})
         return rows
 
 

@@ -152,7 +152,8 @@ def train_worker(config: dict[str, Any]) -> None:
         job = Job(**values)
         if finished(Path(job.folder), job.key) is None:
             run_job(job, device, context.get_world_rank(), context.get_world_size(), ray.train.report)
-    ray.train.report({"finished": len(config["jobs"])})
+    if not any(job["probe"] for job in config["jobs"]):  # Tune refuses a report without the searched metric
+        ray.train.report({"finished": len(config["jobs"])})
 
 
 def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:

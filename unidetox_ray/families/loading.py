@@ -1,0 +1,213 @@
+"""Opening models and tokenizers by folder or hub id, with one-line errors, and what their special tokens are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unidetox_ray import registry
+from unidetox_ray.errors import ModelError
+from unidetox_ray.families.base import Family, SpecialIds
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# transformers 5 otherwise starts a thread that asks the hub to convert .bin weights; we refuse those instead.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+#: Standard names of linear layers, for a family that no file here describes.
+_COMMON_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. ModelError when there is none, it is gated, or it needs remote code."""
+    from transformers import AutoTokenizer
+
+    _check_folder(path_or_id)
+    try:
+        return AutoTokenizer.from_pretrained(
+            path_or_id, revision=revision, trust_remote_code=False, token=_token()
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explained(error, path_or_id, "tokenizer") from error
+
+
+def load_model(
+    path_or_id: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    random_weights_config: PretrainedConfig | None = None,
+) -> PreTrainedModel:
+    """A causal language model from safetensors, in training mode off.
+
+    dtype: "float32", "bfloat16", "float16" or "auto" (as stored). random_weights_config: build this config with
+    random weights instead of reading any (dry runs). ModelError: missing, gated, remote code, .bin only, or a
+    tokenizer with more tokens than the embedding has rows.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in ("float32", "bfloat16", "float16", "auto"):
+        raise ModelError(f"dtype {dtype!r} is not known; accepted: auto, bfloat16, float16, float32")
+    chosen = dtype if dtype == "auto" else getattr(torch, dtype)
+    if random_weights_config is not None:
+        model = AutoModelForCausalLM.from_config(random_weights_config, dtype=None if dtype == "auto" else chosen)
+        return model.to(device).eval()
+    _check_folder(path_or_id)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path_or_id,
+            revision=revision,
+            dtype=chosen,
+            trust_remote_code=False,
+            use_safetensors=True,
+            token=_token(),
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _explained(error, path_or_id, "model") from error
+    _check_embedding(model, path_or_id)
+    return model.to(device).eval()
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None) -> SpecialIds:
+    """Special ids by the tokenizer's own account; the config fills in an end token the tokenizer lacks.
+
+    ModelError when there is neither a BOS nor an EOS to begin an unconditional text with.
+    """
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    if eos is None and model_config is not None:
+        of_config = getattr(model_config, "eos_token_id", None)
+        eos = of_config[0] if isinstance(of_config, list) else of_config
+    start = bos if bos is not None else eos
+    if start is None:
+        raise ModelError(
+            f"tokenizer {tokenizer.name_or_path or '(in memory)'}: has neither a BOS nor an EOS token, so no text can "
+            "begin or end; set bos_token or eos_token in its tokenizer_config.json"
+        )
+    if pad is None:
+        pad = eos if eos is not None else 0
+    return SpecialIds(bos=bos, eos=eos, pad=pad, start=start)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, bos: Literal["auto", "always", "never"] = "auto"
+) -> list[int]:
+    """Token ids of a text, no end token.
+
+    bos "auto": a BOS where the real tokenizer puts one; "always": a start token before any text; "never": none.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if bos == "never" or (bos == "auto" and not adds_bos(tokenizer)):
+        return ids
+    return [special_ids(tokenizer, None).start, *ids]
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts its BOS before a text."""
+    first: list[int] = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and first[:1] == [tokenizer.bos_token_id]
+
+
+def family_of(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Family:
+    """The registered family of a config, by model type; any other causal model gets one derived from its tokenizer."""
+    kind = str(getattr(model_config, "model_type", "") or "unknown")
+    for name in registry.names("families"):
+        family: Family = registry.lookup("families", name)
+        if family.model_type == kind:
+            return family
+    has_bos = tokenizer is None or tokenizer.bos_token_id is not None
+    return Family(
+        name=kind,
+        hub_id=str(getattr(model_config, "_name_or_path", "") or kind),
+        model_type=kind,
+        adds_bos=tokenizer is not None and adds_bos(tokenizer),
+        start_token="bos" if has_bos else "eos",
+        adapter_targets=_COMMON_TARGETS,
+        value_matrices=(r".*\.mlp\.down_proj\.weight",),
+        licence="see the model's own card",
+        tiny_config=None,
+        train_tokenizer=None,
+        published={},
+    )
+
+
+def offline_config(hub_id: str) -> PretrainedConfig:
+    """The config of a registered family's hub checkpoint from its published shape: no network, no weights."""
+    from transformers import AutoConfig
+
+    known: dict[str, Family] = {}
+    for name in registry.names("families"):
+        family = registry.lookup("families", name)
+        known[family.hub_id] = family
+        known[family.hub_id.split("/")[-1]] = family
+    if hub_id not in known:
+        raise ModelError(f"{hub_id}: its shape is not known offline; {registry.suggest(hub_id, known)}")
+    return AutoConfig.for_model(known[hub_id].model_type, **known[hub_id].published)
+
+
+def meta_parameters(config: PretrainedConfig) -> int:
+    """Number of parameters of a config's model, tied ones once, without memory for any."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _token() -> str | None:
+    """From the environment only, so that it can never stand in a config or a log."""
+    return os.environ.get("HF_TOKEN") or None
+
+
+def _check_folder(path_or_id: str) -> None:
+    path = Path(path_or_id).expanduser()
+    if path_or_id.startswith((".", "/", "~")) and not path.is_dir():
+        raise ModelError(f"{path_or_id}: no such folder; give a folder that `save_pretrained` wrote, or a hub id")
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
+        raise ModelError(f"{path_or_id}: holds no config.json; give a folder that `save_pretrained` wrote")
+
+
+def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
+    """A tokenizer that lies beside the weights must not hold ids that the embedding lacks."""
+    if not (Path(path_or_id).expanduser() / "tokenizer.json").is_file():
+        return
+    size, rows = len(load_tokenizer(path_or_id)), model.get_input_embeddings().weight.shape[0]
+    if size > rows:
+        raise ModelError(
+            f"{path_or_id}: the tokenizer has {size} tokens but the embedding {rows} rows; "
+            "take the tokenizer the model was trained with, or resize the embedding and train it"
+        )
+
+
+def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
+    """One line: what is wrong and what to do. The token never stands in it."""
+    chain, names = str(error), set()
+    cause: BaseException | None = error
+    while cause is not None and len(names) < 10:
+        names.add(type(cause).__name__)
+        chain += " " + str(cause)
+        cause = cause.__cause__ or cause.__context__
+    low = chain.lower()
+    if "GatedRepoError" in names or "gated repo" in low or "401 client" in low or "403 client" in low:
+        return ModelError(
+            f"{what} {path_or_id}: gated or private; accept its licence on the hub and set the variable HF_TOKEN"
+        )
+    if "trust_remote_code" in low or "remote code" in low:
+        return ModelError(f"{what} {path_or_id}: needs code from its repository, which is never run; take another model")
+    folder = Path(path_or_id).expanduser()
+    only_pickle = folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+    if what == "model" and (only_pickle or ("safetensors" in low and "does not appear to have" in low)):
+        return ModelError(
+            f"model {path_or_id}: has no .safetensors weights, and .bin (pickle) files are not opened; "
+            "take a revision with safetensors, or convert them"
+        )
+    if "LocalEntryNotFoundError" in names or "OfflineModeIsEnabled" in names or "couldn't connect" in low:
+        return ModelError(f"{what} {path_or_id}: the hub cannot be reached and no copy is cached; give a local folder")
+    if "RepositoryNotFoundError" in names or "RevisionNotFoundError" in names or "not a valid model identifier" in low:
+        return ModelError(f"{what} {path_or_id}: not found on the hub; check the name and the revision")
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(f"{what} {path_or_id}: cannot be loaded ({first[:200]}); give a model folder or a hub id")

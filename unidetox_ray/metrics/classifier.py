@@ -1,0 +1,152 @@
+"""Judges of a single text: a sequence classifier from Hugging Face, and a word list that shares nothing with it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
+
+MAX_LENGTH = 512
+
+
+def budgeted_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of rows, longest first, in batches whose padded size (rows x longest) stays within `budget` tokens.
+
+    A row longer than the budget is a batch of its own. Longest first: memory that suffices once suffices to the end.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+class ToxicityClassifier:
+    """Probability of one label under a sequence classifier, by default `toxic` of unitary/toxic-bert.
+
+    The sigmoid of the label's own logit for a multi-label head (`problem_type: multi_label_classification`, which is
+    what Detoxify applies), else its share of the softmax. Texts are cut at 512 tokens or at the model's own limit.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        sha256: str | None = None,
+        label: str = "toxic",
+        device: str = "cpu",
+    ) -> None:
+        """source: folder or hub id. sha256: what model.safetensors must hash to. ModelError, ArtifactError."""
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.source, self.revision, self.label, self.device = source, revision, label, torch.device(device)
+        self.sha256 = _weights_hash(source, revision)
+        if sha256 is not None and self.sha256 != sha256.lower():
+            raise ArtifactError(
+                f"scorer {source}: model.safetensors hashes to {self.sha256 or 'nothing (no such file)'}, "
+                f"expected {sha256}; it is not the classifier that was pinned"
+            )
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                source, revision=revision, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"scorer {source}: cannot be loaded ({error}); give a folder or hub id of a classifier"
+            ) from error
+        self.model.to(self.device).eval()
+        labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
+        found = [index for index, name in labels.items() if name.lower() == label.lower()]
+        if len(found) != 1:
+            raise ModelError(
+                f"scorer {source}: label {label!r} is not one of {sorted(labels.values())}; set the scorer's label"
+            )
+        self.index = found[0]
+        self.multi_label = self.model.config.problem_type == "multi_label_classification" or len(labels) == 1
+        limit = getattr(self.model.config, "max_position_embeddings", MAX_LENGTH)
+        # RoBERTa counts positions from pad + 1 and so takes two fewer than it says; the tokenizer knows.
+        self.max_length = min(MAX_LENGTH, limit, self.tokenizer.model_max_length)
+        self.errors: list[str | None] = []
+
+    def score(self, texts: Sequence[str], token_budget: int = 16384) -> list[float | None]:
+        """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is."""
+        import torch
+
+        scores: list[float | None] = [None] * len(texts)
+        self.errors = [
+            None if isinstance(text, str) else f"not a text but {type(text).__name__}" for text in texts
+        ]
+        rows = [row for row, error in enumerate(self.errors) if error is None]
+        if not rows:
+            return scores
+        encoded = self.tokenizer([texts[row] for row in rows], truncation=True, max_length=self.max_length)
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        for batch in budgeted_batches(lengths, token_budget):
+            part = {name: [column[i] for i in batch] for name, column in encoded.items()}
+            padded = self.tokenizer.pad(part, return_tensors="pt").to(self.device)
+            with torch.inference_mode():
+                logits = self.model(**padded).logits.float()
+            found = (
+                logits[:, self.index].sigmoid() if self.multi_label else logits.softmax(dim=-1)[:, self.index]
+            )
+            for i, value in zip(batch, found.tolist(), strict=True):
+                if math.isfinite(value):
+                    scores[rows[i]] = value
+                else:
+                    self.errors[rows[i]] = "the classifier gave no finite probability"
+        return scores
+
+
+class LexiconClassifier:
+    """1.0 where any word of a list stands between word boundaries, whatever its case; else 0.0."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = tuple(sorted({word.strip() for word in words if word.strip()}))
+        if not self.words:
+            raise ConfigError("lexicon: holds no word; give one word or phrase a line")
+        # Longest first, and lookarounds rather than \b: a word may begin or end with a sign such as "$" or "'".
+        alternatives = "|".join(re.escape(word) for word in sorted(self.words, key=len, reverse=True))
+        self._pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
+        self.sha256 = hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+        self.errors: list[str | None] = []
+
+    @classmethod
+    def from_file(cls, path: Path) -> LexiconClassifier:
+        """A UTF-8 file with one word or phrase a line; ConfigError when it cannot be read."""
+        try:
+            return cls(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"lexicon {path}: cannot be read as UTF-8 text ({error})") from None
+
+    def score(self, texts: Sequence[str], token_budget: int = 0) -> list[float | None]:
+        """1.0 or 0.0 per text, None for what is no text (see `errors`). `token_budget` is not needed here."""
+        self.errors = [
+            None if isinstance(text, str) else f"not a text but {type(text).__name__}" for text in texts
+        ]
+        return [float(bool(self._pattern.search(t))) if isinstance(t, str) else None for t in texts]
+
+
+def _weights_hash(source: str, revision: str | None) -> str | None:
+    """sha256 of model.safetensors in a folder or on the hub; None where the model has no such single file."""
+    path: Any = Path(source) / "model.safetensors"
+    if not Path(source).is_dir():
+        from transformers.utils import cached_file
+
+        try:
+            path = cached_file(source, "model.safetensors", revision=revision)
+        except OSError:
+            # Not there, not reachable or in shards: loading says which; a pinned hash is refused for want of a match.
+            return None
+    if path is None or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

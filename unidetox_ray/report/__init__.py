@@ -1,0 +1,45 @@
+"""The report of a run: `report.html` and `report.md` from the files of its folder, without GPU or network.
+
+load       run folder → dataclasses (model)       verdict             numbers → words
+*_sections dataclasses → document                 html, markdown      document → text
+charts     values → SVG panels                    search              search_report.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ReportPaths", "build", "build_search"]
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Where the report was written."""
+
+    html: Path
+    markdown: Path
+
+
+def build(run_dir: Path, *, show_text: bool = False) -> ReportPaths:
+    """Write report.html and report.md into a run folder and return their paths.
+
+    Parts of the folder that are absent leave their section out; damaged ones are named in the report. Text of
+    models and data is masked unless `show_text`. ArtifactError when the folder does not exist or its
+    results.json is damaged.
+    """
+    from unidetox_ray.report import html, load, markdown, whole
+    from unidetox_ray.report.files import write
+
+    document = whole.document(load.load(Path(run_dir)), show_text)
+    return ReportPaths(
+        html=write(Path(run_dir) / "report.html", html.render(document)),
+        markdown=write(Path(run_dir) / "report.md", markdown.render(document)),
+    )
+
+
+def build_search(run_dir: Path) -> Path:
+    """Write search_report.html from the folder's search.json and return its path."""
+    from unidetox_ray.report.search import build_search as write_search
+
+    return write_search(run_dir)

@@ -1,0 +1,170 @@
+"""results.json rows as MLflow metrics, per-domain tables and a leaderboard; versions and commit of the code.
+
+Metric names on a cell: `tp_id` …; beside it `ci_low/tp_id`, `ci_high/tp_id`, `n/tp_id`, `failed/tp_id` and,
+against the same family's base cell, `diff/tp_id`, `diff_low/tp_id`, `diff_high/tp_id`; `domain/<domain>/tp`;
+`cost/<name>`. The page draws one group of charts per part before a slash.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from unidetox_ray.tracking import AnyTracker
+
+PACKAGES = ("torch", "transformers", "ray", "deepspeed", "mlflow", "polars", "unidetox-ray")
+#: Paired numbers of a metric in results.json that become `<part>/<metric>`.
+PARTS = ("ci_low", "ci_high", "n", "failed", "diff", "diff_low", "diff_high")
+#: Metrics of the leaderboard that also show their interval, in this order before all others.
+HEADLINE = ("tp_id", "tp_ood", "emt_id", "emt_ood")
+_DOMAIN_NUMBERS = ("value", "ci_low", "ci_high", "n")
+
+
+def log_results(
+    tracker: AnyTracker,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tags: Mapping[str, Any] | None = None,
+) -> None:
+    """Record every row of results.json on the run of its cell, end that run, write the parent's tables.
+
+    Cell runs are `tracker.child("cell", key=row["cell"])`: the same runs when the driver opened them before.
+    A row with status "failed" ends its run FAILED. A withheld metric (null) is named in the tag
+    `unidetox.withheld`.
+
+    Args:
+        tags: tags for every cell beside those of the row (family, model, method, seed, scorer, device).
+    """
+    for row in rows:
+        costs = row.get("costs") or {}
+        who = {name: row.get(name) for name in ("family", "model", "method", "seed")}
+        withheld = sorted(name for name, part in row["metrics"].items() if part.get("value") is None)
+        told = {
+            "scorer": row.get("scorer"),
+            "device": costs.get("device"),
+            "withheld": ", ".join(withheld),
+            "error": (row.get("error") or "")[:300],
+        }
+        run = tracker.child(
+            "cell",
+            key=row["cell"],
+            name=row["cell"],
+            params={**who, **(row.get("settings") or {})},
+            tags={**(tags or {}), **who, **told},
+        )
+        run.metrics(cell_metrics(row))
+        domains = domain_table([row])
+        if domains.height:
+            run.table(domains.drop("cell", "family", "method", "seed"), "domains.json")
+        run.end("FINISHED" if row["status"] == "ok" else "FAILED")
+    if rows:
+        tracker.leaderboard(leaderboard_table(rows))
+        tracker.parent.table(domain_table(rows), "domains.json")
+
+
+def cell_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """All numbers of one results.json row under the names of the module's text; nulls are left out.
+
+    `cost/cpu_seconds` or `cost/gpu_seconds` is the sum of the row's `*_seconds`, named after its device.
+    """
+    values: dict[str, float | None] = {}
+    for name, metric in row["metrics"].items():
+        values[name] = metric.get("value")
+        values.update({f"{part}/{name}": metric.get(part) for part in PARTS})
+    for domain, numbers in (row.get("domains") or {}).items():
+        for name in ("tp", "emt"):
+            if name in numbers:
+                values[f"domain/{domain}/{name}"] = numbers[name].get("value")
+    costs = row.get("costs") or {}
+    amounts = {name: value for name, value in costs.items() if isinstance(value, (int, float))}
+    values.update({f"cost/{name}": value for name, value in amounts.items()})
+    seconds = [value for name, value in amounts.items() if name.endswith("_seconds")]
+    if seconds:
+        processor = "cpu" if str(costs.get("device", "cpu")).startswith("cpu") else "gpu"
+        values[f"cost/{processor}_seconds"] = float(sum(seconds))
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def leaderboard_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """One line per cell in the rows' order: who, status, scorer, then every metric that any cell has.
+
+    The metrics of HEADLINE come first, each with its interval (`tp_id_low`, `tp_id_high`) and its paired
+    difference to base (`tp_id_diff`). Metrics are float64, null where withheld or absent.
+    """
+    present = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    ordered = sorted(present, key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
+    schema: dict[str, Any] = dict.fromkeys(("cell", "family", "model", "method"), pl.String)
+    schema |= {"seed": pl.Int64, "status": pl.String, "scorer": pl.String}
+    lines = []
+    for row in rows:
+        line = {name: row.get(name) for name in schema if name in row}
+        for name in ordered:
+            metric = row["metrics"].get(name) or {}
+            line[name] = metric.get("value")
+            if name in HEADLINE:
+                parts = {"low": "ci_low", "high": "ci_high", "diff": "diff"}
+                line.update({f"{name}_{short}": metric.get(part) for short, part in parts.items()})
+        lines.append(line)
+    for name in ordered:
+        schema[name] = pl.Float64
+        if name in HEADLINE:
+            schema |= dict.fromkeys((f"{name}_low", f"{name}_high", f"{name}_diff"), pl.Float64)
+    return pl.DataFrame(lines, schema=schema, strict=False)
+
+
+def domain_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """One line per cell and domain: distribution, then value, interval and count of TP and EMT (float64)."""
+    who: dict[str, Any] = {"cell": pl.String, "family": pl.String, "method": pl.String, "seed": pl.Int64}
+    schema = who | {"domain": pl.String, "distribution": pl.String}
+    schema |= {_domain_column(m, part): pl.Float64 for m in ("tp", "emt") for part in _DOMAIN_NUMBERS}
+    lines = []
+    for row in rows:
+        for domain, numbers in (row.get("domains") or {}).items():
+            line = {name: row.get(name) for name in who}
+            line |= {"domain": domain, "distribution": numbers.get("distribution")}
+            for metric in ("tp", "emt"):
+                for part in _DOMAIN_NUMBERS:
+                    line[_domain_column(metric, part)] = (numbers.get(metric) or {}).get(part)
+            lines.append(line)
+    return pl.DataFrame(lines, schema=schema, strict=False)
+
+
+def _domain_column(metric: str, part: str) -> str:
+    return metric if part == "value" else f"{metric}_{part.removeprefix('ci_')}"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Installed versions of what decides a result, none of it imported; "absent" for what is missing."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package.replace("-", "_")] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package.replace("-", "_")] = "absent"
+    return found
+
+
+@functools.cache
+def git_commit() -> str:
+    """Commit of the checkout this package runs from, "+changes" when tracked files differ; "-" if none."""
+    folder = Path(__file__).resolve().parents[1]
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        # A package installed below somebody else's checkout is not part of it.
+        ask("ls-files", "--error-unmatch", "errors.py")
+        return ask("rev-parse", "HEAD") + ("+changes" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "-"
