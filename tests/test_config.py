@@ -57,9 +57,15 @@ BAD = {
     "empty families": (GOOD.replace("[gpt2, opt]", "[]"), "families = []"),
     "unknown family": (GOOD.replace("opt", "otp"), "unknown family 'otp'; did you mean 'opt'?"),
     "family twice": (GOOD.replace("[gpt2, opt]", "[gpt2, gpt2]"), "twice"),
-    "unknown method": (GOOD.replace("unidetox]", "unidetx]"), "unknown method 'unidetx'; did you mean 'unidetox'?"),
+    "unknown method": (
+        GOOD.replace("unidetox]", "unidetx]"),
+        "unknown method 'unidetx'; did you mean 'unidetox'?",
+    ),
     "method twice": (GOOD.replace("unidetox]", "unidetox, unidetox]"), "stands twice"),
-    "unknown method setting": (GOOD.replace("unidetox]", "{method: unidetox, settings: {aplha: 1}}]"), "did you mean 'alpha'?"),
+    "unknown method setting": (
+        GOOD.replace("unidetox]", "{method: unidetox, settings: {aplha: 1}}]"),
+        "did you mean 'alpha'?",
+    ),
     "missing name": (GOOD.replace("name: good", ""), "name is missing"),
     "path as name": (GOOD.replace("name: good", "name: ../good"), "name = "),
     "unknown fidelity": (GOOD + "fidelity: papre\n", "did you mean 'paper'?"),
@@ -76,7 +82,10 @@ BAD = {
     "unknown data set": (GOOD + "data: {toxic: dghss}\n", "unknown data set 'dghss'; did you mean 'dghs'?"),
     "search for a method not there": (GOOD + "search: {method: samples}\n", "search.method is 'samples'"),
     "empty search": (GOOD + "search: {lr: []}\n", "at least one value"),
-    "offload without shards": (GOOD.replace("steps: 10", "steps: 10, deepspeed: {offload: optimizer}"), "needs stage 1, 2 or 3"),
+    "offload without shards": (
+        GOOD.replace("steps: 10", "steps: 10, deepspeed: {offload: optimizer}"),
+        "needs stage 1, 2 or 3",
+    ),
 }
 
 
@@ -109,9 +118,24 @@ def test_overrides(tmp_path):
 def test_the_same_experiment_has_the_same_key_wherever_it_runs(tmp_path):
     path = write(tmp_path, GOOD)
     key = load(path).key
-    for neutral in ("cluster.corpus_actors=7", "storage=/else", "tracking.uri=none", "description=other", "finetune.checkpoint_every=5", "cache=/c", "data.data_root=/d"):
+    for neutral in (
+        "cluster.corpus_actors=7",
+        "storage=/else",
+        "tracking.uri=none",
+        "description=other",
+        "finetune.checkpoint_every=5",
+        "cache=/c",
+        "data.data_root=/d",
+    ):
         assert load(path, [neutral]).key == key, neutral
-    for changing in ("seed=2", "finetune.lr=2e-5", "corpus.beta=3", "evaluate.top_k=50", "fidelity=as_released", "families=[gpt2]"):
+    for changing in (
+        "seed=2",
+        "finetune.lr=2e-5",
+        "corpus.beta=3",
+        "evaluate.top_k=50",
+        "fidelity=as_released",
+        "families=[gpt2]",
+    ):
         assert load(path, [changing]).key != key, changing
     assert load(path, limit=3).key != key
 
@@ -150,7 +174,10 @@ def test_as_released_sets_every_difference_and_the_file_still_wins(tmp_path):
         for name, value in preset.items():
             yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
 
-    named = {leaf.replace("options.version", "options").replace("toxic.dataset", "toxic.options") for leaf in leaves(PRESETS["as_released"])}
+    named = {
+        leaf.replace("options.version", "options").replace("toxic.dataset", "toxic.options")
+        for leaf in leaves(PRESETS["as_released"])
+    }
     assert named == set(expected), "a preset value without a row here"
     assert load(path, ["fidelity=as_released", "corpus.top_k=7"]).corpus.top_k == 7
 
@@ -180,7 +207,14 @@ def test_config_and_help_load_neither_torch_nor_ray():
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "families", "finetune", "lr", "corpus", "beta", "data", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["name", "families", "finetune", "lr", "corpus", "beta", "data", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=12,
 )
 
@@ -189,7 +223,15 @@ values = st.recursive(
 @settings(deadline=None, max_examples=150)
 def test_any_values_are_accepted_or_refused_in_one_line(value):
     try:
-        resolve({"name": "x", "base_family": "gpt2", "families": ["gpt2"], "methods": ["base"], **(value if isinstance(value, dict) else {"corpus": value})})
+        resolve(
+            {
+                "name": "x",
+                "base_family": "gpt2",
+                "families": ["gpt2"],
+                "methods": ["base"],
+                **(value if isinstance(value, dict) else {"corpus": value}),
+            }
+        )
     except UnidetoxError as error:
         assert "\n" not in str(error)
 

@@ -32,7 +32,18 @@ from unidetox_ray.config import digest
 from unidetox_ray.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
-PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "mlflow", "polars", "datasets", "peft", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "polars",
+    "datasets",
+    "peft",
+    "numpy",
+)
 
 #: Files above this are checked by size alone when a finished folder is reused.
 _HASH_ON_REUSE_BYTES = 64 << 20
@@ -72,7 +83,9 @@ def private_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
     except OSError as error:
-        raise ConfigError(f"storage: {path} cannot be made or written ({error.strerror}); give a folder you own") from None
+        raise ConfigError(
+            f"storage: {path} cannot be made or written ({error.strerror}); give a folder you own"
+        ) from None
     return path
 
 
@@ -113,7 +126,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ArtifactError(f"{path}: is missing; run the stage that writes it again") from None
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: damaged ({' '.join(str(error).split())[:100]}); delete it and run the same command again") from None
+        raise ArtifactError(
+            f"{path}: damaged ({' '.join(str(error).split())[:100]}); delete it and run the same command again"
+        ) from None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -125,7 +140,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest(**values)
     except TypeError as error:
-        raise ArtifactError(f"{path}: not a manifest of this version ({error}); run again with --fresh") from None
+        raise ArtifactError(
+            f"{path}: not a manifest of this version ({error}); run again with --fresh"
+        ) from None
 
 
 def finished(folder: Path, key: str) -> Manifest | None:
@@ -140,9 +157,13 @@ def finished(folder: Path, key: str) -> Manifest | None:
         path = folder / name
         size = path.stat().st_size if path.exists() else -1
         if size != manifest.sizes.get(name):
-            raise ArtifactError(f"{path}: {'missing' if size < 0 else f'{size} bytes, not {manifest.sizes.get(name)}'}; run again with --fresh to rebuild it")
+            raise ArtifactError(
+                f"{path}: {'missing' if size < 0 else f'{size} bytes, not {manifest.sizes.get(name)}'}; run again with --fresh to rebuild it"
+            )
         if size <= _HASH_ON_REUSE_BYTES and file_sha256(path) != expected:
-            raise ArtifactError(f"{path}: its hash differs from its manifest's; run again with --fresh to rebuild it")
+            raise ArtifactError(
+                f"{path}: its hash differs from its manifest's; run again with --fresh to rebuild it"
+            )
     return manifest
 
 
@@ -158,7 +179,9 @@ def write_manifest(
     extra: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Hash every file in `folder` and declare it finished."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith("."))
+    paths = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")
+    )
     names = {path: path.relative_to(folder).as_posix() for path in paths}
     manifest = Manifest(
         stage=stage,

@@ -30,11 +30,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Experiment file, for example experiments/tiny.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's, for example finetune.lr=1e-5.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Smoke run: at most N corpus texts, prompts per split, questions and clean texts.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of this experiment made (scratch models stay cached).")]
-ShowText = Annotated[bool, typer.Option("--show-text", help="Show text that can be hateful instead of masking it.")]
+ExperimentFile = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="Experiment file, for example experiments/tiny.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that override the file's, for example finetune.lr=1e-5."
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        metavar="N",
+        help="Smoke run: at most N corpus texts, prompts per split, questions and clean texts.",
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="Forget what earlier runs of this experiment made (scratch models stay cached)."
+    ),
+]
+ShowText = Annotated[
+    bool, typer.Option("--show-text", help="Show text that can be hateful instead of masking it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -46,8 +68,12 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error and the workers' output.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the whole trace of an error and the workers' output.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["UNIDETOX_DEBUG"] = "1"
@@ -72,9 +98,22 @@ def _execute(experiment: Experiment, until: str, fresh: bool) -> Result:
 def run(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after: models, toxic, corpus, search, finetune, generate, score or report.")] = "report",
+    until: Annotated[
+        str,
+        typer.Option(
+            "--until",
+            metavar="STAGE",
+            help="Stop after: models, toxic, corpus, search, finetune, generate, score or report.",
+        ),
+    ] = "report",
     limit: Limit = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything that can be checked and print the plan; start nothing, write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything that can be checked and print the plan; start nothing, write nothing.",
+        ),
+    ] = False,
     fresh: Fresh = False,
 ) -> None:
     """Run an experiment. The same command again resumes: finished work is not done twice.
@@ -93,7 +132,9 @@ def run(
 
 
 @app.command()
-def search(experiment: ExperimentFile, overrides: Overrides = None, limit: Limit = None, fresh: Fresh = False) -> None:
+def search(
+    experiment: ExperimentFile, overrides: Overrides = None, limit: Limit = None, fresh: Fresh = False
+) -> None:
     """Ray Tune over the experiment's `search:` section; ends in search_report.html and the best setting as YAML."""
     loaded = _load(experiment, overrides, limit)
     if loaded.search is None:
@@ -115,7 +156,9 @@ def search(experiment: ExperimentFile, overrides: Overrides = None, limit: Limit
 def distill(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the corpus here (.parquet, .csv or .jsonl).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the corpus here (.parquet, .csv or .jsonl).")
+    ] = None,
     limit: Limit = None,
     fresh: Fresh = False,
 ) -> None:
@@ -125,7 +168,9 @@ def distill(
     result = _execute(_load(experiment, overrides, limit), "corpus", fresh)
     corpus = result.folder / "corpus.parquet"
     if not corpus.exists():
-        raise ConfigError(f"{experiment}: names no corpus method, so there is nothing to distil; add unidetox to methods")
+        raise ConfigError(
+            f"{experiment}: names no corpus method, so there is nothing to distil; add unidetox to methods"
+        )
     if out is not None:
         write_corpus(corpus, out)
     typer.echo(f"corpus: {out or corpus}")
@@ -134,9 +179,19 @@ def distill(
 @app.command()
 def finetune(
     model: Annotated[str, typer.Argument(help="Hub id or folder of the model to fine-tune.")],
-    corpus: Annotated[Path, typer.Option("--corpus", help="Text to train on: .csv (column Text or text), .jsonl or .parquet.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the fine-tuned model; it must not hold one yet.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of `finetune:`, for example steps=500 lr=1e-5.")] = None,
+    corpus: Annotated[
+        Path,
+        typer.Option("--corpus", help="Text to train on: .csv (column Text or text), .jsonl or .parquet."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the fine-tuned model; it must not hold one yet.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Fields of `finetune:`, for example steps=500 lr=1e-5."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the texts and of dropout.")] = 1234,
 ) -> None:
     """Fine-tune one model on one corpus with the experiment's own training stage."""
@@ -150,9 +205,18 @@ def finetune(
 @app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="Hub id or folder of the model.")],
-    prompts: Annotated[Path, typer.Option("--prompts", help="Prompts: .jsonl, .csv or .parquet with a column `prompt` (and `domain` if there are several).")],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts",
+            help="Prompts: .jsonl, .csv or .parquet with a column `prompt` (and `domain` if there are several).",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Where the continuations go (.parquet or .jsonl).")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of `evaluate:`, for example continuations=5.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of `evaluate:`, for example continuations=5."),
+    ] = None,
     limit: Limit = None,
 ) -> None:
     """Continue prompts with one model under the protocol's sampling."""
@@ -165,18 +229,30 @@ def generate(
 
 @app.command()
 def score(
-    generations: Annotated[Path, typer.Argument(help="Continuations: .parquet, .jsonl or .csv with columns prompt_id and text.")],
-    scorer: Annotated[str, typer.Option("--scorer", help="Toxicity classifier: hub id or folder.")] = "unitary/toxic-bert",
+    generations: Annotated[
+        Path, typer.Argument(help="Continuations: .parquet, .jsonl or .csv with columns prompt_id and text.")
+    ],
+    scorer: Annotated[
+        str, typer.Option("--scorer", help="Toxicity classifier: hub id or folder.")
+    ] = "unitary/toxic-bert",
     label: Annotated[str, typer.Option("--label", help="The classifier's label that means toxic.")] = "toxic",
-    revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the classifier.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the scores go (.parquet or .jsonl).")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Hub revision of the classifier.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the scores go (.parquet or .jsonl).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Toxicity of stored continuations: TP and EMT with intervals, failures counted."""
     from unidetox_ray.single import score_file
 
     values = score_file(generations, scorer, label=label, revision=revision, out=out)
-    typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(f"{name}: {value}" for name, value in values.items()))
+    typer.echo(
+        json.dumps(values, indent=1)
+        if as_json
+        else "\n".join(f"{name}: {value}" for name, value in values.items())
+    )
 
 
 @app.command()
@@ -188,7 +264,9 @@ def report(
     from unidetox_ray.report import build
 
     if not (run_folder / "config.yaml").exists():
-        raise ConfigError(f"{run_folder}: holds no config.yaml; give the folder of a run, such as outputs/tiny")
+        raise ConfigError(
+            f"{run_folder}: holds no config.yaml; give the folder of a run, such as outputs/tiny"
+        )
     paths = build(run_folder, show_text=show_text)
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")
 
@@ -225,9 +303,14 @@ def schema() -> None:
 
 @app.command()
 def ui(
-    uri: Annotated[str | None, typer.Option("--uri", help="Tracking store; default: mlruns/mlflow.db under the current folder.")] = None,
+    uri: Annotated[
+        str | None,
+        typer.Option("--uri", help="Tracking store; default: mlruns/mlflow.db under the current folder."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
-    experiment: Annotated[str | None, typer.Option("--experiment", help="Open on this experiment's runs.")] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="Open on this experiment's runs.")
+    ] = None,
 ) -> None:
     """The MLflow pages on loopback, until Ctrl-C."""
     import subprocess
@@ -236,7 +319,11 @@ def ui(
 
     store = uri or f"sqlite:///{Path('mlruns/mlflow.db').absolute()}"
     typer.echo(f"MLflow: {ui_url(store, experiment, port)}", err=True)
-    raise typer.Exit(subprocess.run(ui_command(store, port), env={**os.environ, **ui_environment()}, check=False).returncode)
+    raise typer.Exit(
+        subprocess.run(
+            ui_command(store, port), env={**os.environ, **ui_environment()}, check=False
+        ).returncode
+    )
 
 
 def _summary(result: Result) -> None:

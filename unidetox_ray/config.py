@@ -42,9 +42,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "as_released": {
         "data": {"toxic": {"dataset": "dghs", "options": {"version": "both"}}},  # (4.1)
-        "toxic": {"precision": "bf16_pure", "loss_on_padding": True, "pad_to": "longest", "append_eos": False},
+        "toxic": {
+            "precision": "bf16_pure",
+            "loss_on_padding": True,
+            "pad_to": "longest",
+            "append_eos": False,
+        },
         "corpus": {"kv_cache": "shared", "contrast_dtype": "bf16", "precision": "bf16", "top_k": 50},
-        "finetune": {"precision": "bf16_pure", "loss_on_padding": True, "pad_to": "longest", "append_eos": False},
+        "finetune": {
+            "precision": "bf16_pure",
+            "loss_on_padding": True,
+            "pad_to": "longest",
+            "append_eos": False,
+        },
         "search": {},
         "evaluate": {
             "top_k": 50,
@@ -61,8 +71,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_SECRET_KEY = re.compile(r"(^|[._-])(token|password|passwd|secret|api_?key|auth_token|hf_token|credentials?)$", re.I)
-_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bghp_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9]{16,}|\bAKIA[A-Z0-9]{12,}|://[^/\s:@]+:[^/\s@]+@")
+_SECRET_KEY = re.compile(
+    r"(^|[._-])(token|password|passwd|secret|api_?key|auth_token|hf_token|credentials?)$", re.I
+)
+_SECRET_VALUE = re.compile(
+    r"\bhf_[A-Za-z0-9]{8,}|\bghp_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9]{16,}|\bAKIA[A-Z0-9]{12,}|://[^/\s:@]+:[^/\s@]+@"
+)
 
 
 class MethodEntry(Section):
@@ -70,7 +84,7 @@ class MethodEntry(Section):
 
     method: str
     label: Annotated[str, Field(pattern=_NAME)]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def _method(value: Any) -> Any:
@@ -98,7 +112,7 @@ class Experiment(Section):
     base_family: str
     families: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_method)], ...], Field(min_length=1)]
-    models: dict[str, Model] = {}
+    models: dict[str, Model] = Field(default_factory=dict)
     """Per family; a family left out uses its hub id."""
     data: DataSection = DataSection()
     toxic: ToxicSection = ToxicSection()
@@ -131,27 +145,41 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if self.base_family not in registry.FAMILIES:
-            raise ValueError(f"base_family: unknown family {self.base_family!r}; {registry.suggest(self.base_family, registry.FAMILIES)}")
+            raise ValueError(
+                f"base_family: unknown family {self.base_family!r}; {registry.suggest(self.base_family, registry.FAMILIES)}"
+            )
         for family in self.models:
             if family not in registry.FAMILIES:
-                raise ValueError(f"models: unknown family {family!r}; {registry.suggest(family, registry.FAMILIES)}")
+                raise ValueError(
+                    f"models: unknown family {family!r}; {registry.suggest(family, registry.FAMILIES)}"
+                )
         labels: set[str] = set()
         for entry in self.methods:
             if entry.method not in registry.METHODS:
-                raise ValueError(f"methods: unknown method {entry.method!r}; {registry.suggest(entry.method, registry.METHODS)}")
+                raise ValueError(
+                    f"methods: unknown method {entry.method!r}; {registry.suggest(entry.method, registry.METHODS)}"
+                )
             if entry.label.lower() in labels:
-                raise ValueError(f"methods: the label {entry.label!r} stands twice; give one of them a `label:`")
+                raise ValueError(
+                    f"methods: the label {entry.label!r} stands twice; give one of them a `label:`"
+                )
             labels.add(entry.label.lower())
             checked(entry)
         for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
             source = getattr(self.data, role)
             if source is not None and source.dataset not in registry.DATASETS:
-                raise ValueError(f"data.{role}: unknown data set {source.dataset!r}; {registry.suggest(source.dataset, registry.DATASETS)}")
+                raise ValueError(
+                    f"data.{role}: unknown data set {source.dataset!r}; {registry.suggest(source.dataset, registry.DATASETS)}"
+                )
         scratch = [name for name, ref in self.models.items() if ref.source == "scratch:"]
         if scratch and not self.data.pretrain:
-            raise ValueError(f"models.{scratch[0]} is 'scratch:' but data.pretrain is empty; name the text to pre-train on")
+            raise ValueError(
+                f"models.{scratch[0]} is 'scratch:' but data.pretrain is empty; name the text to pre-train on"
+            )
         if self.data.scorer is None and any(scorer.source == "scratch:" for scorer in self.evaluate.scorers):
-            raise ValueError("evaluate.scorers: a 'scratch:' scorer needs data.scorer, labelled comments to train on")
+            raise ValueError(
+                "evaluate.scorers: a 'scratch:' scorer needs data.scorer, labelled comments to train on"
+            )
         if self.search is not None and self.search.method not in {entry.label for entry in self.methods}:
             raise ValueError(f"search.method is {self.search.method!r}, which is no label in methods")
         if self.search is not None and self.base_family not in self.families:
@@ -214,11 +242,19 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, limit: int | None =
     path = Path(path)
     values = yaml_file.read(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}, expected keys such as name, base_family, families, methods")
+        raise ConfigError(
+            f"{path}: holds {type(values).__name__}, expected keys such as name, base_family, families, methods"
+        )
     return resolve(values, overrides, where=str(path), limit=limit)
 
 
-def resolve(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "experiment", limit: int | None = None) -> Experiment:
+def resolve(
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    where: str = "experiment",
+    limit: int | None = None,
+) -> Experiment:
     """`load` for values that are already in memory."""
     merged: dict[str, Any] = json.loads(json.dumps(values))
     for override in overrides:
@@ -279,13 +315,17 @@ def _no_secrets(values: Any, where: str, place: str = "") -> None:
         for key, value in values.items():
             name = f"{place}.{key}" if place else str(key)
             if _SECRET_KEY.search(str(key)):
-                raise ConfigError(f"{where}: {name} looks like a secret; set it in the environment (HF_TOKEN, AWS_…), never in a file or on a command line")
+                raise ConfigError(
+                    f"{where}: {name} looks like a secret; set it in the environment (HF_TOKEN, AWS_…), never in a file or on a command line"
+                )
             _no_secrets(value, where, name)
     elif isinstance(values, list):
         for index, value in enumerate(values):
             _no_secrets(value, where, f"{place}[{index}]")
     elif isinstance(values, str) and _SECRET_VALUE.search(values):
-        raise ConfigError(f"{where}: {place} holds what looks like a secret; set it in the environment, never in a file or on a command line")
+        raise ConfigError(
+            f"{where}: {place} holds what looks like a secret; set it in the environment, never in a file or on a command line"
+        )
 
 
 def one_line(error: ValidationError) -> str:
@@ -301,7 +341,9 @@ def one_line(error: ValidationError) -> str:
         return f"{place} is missing; give it a value{more}"
     message = problem["msg"].removeprefix("Value error, ")
     value = json.dumps(problem["input"], default=str)
-    shown = "" if isinstance(problem["input"], dict) and problem["type"] == "value_error" else f" = {value[:80]}"
+    shown = (
+        "" if isinstance(problem["input"], dict) and problem["type"] == "value_error" else f" = {value[:80]}"
+    )
     return f"{place}{shown}: {message}{more}" if place else f"{message}{more}"
 
 

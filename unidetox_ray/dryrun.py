@@ -12,7 +12,10 @@ from unidetox_ray.settings import DataSource
 
 def describe(experiment: Experiment) -> str:
     """The plan as text. ConfigError or DataError for a local path that is not there."""
-    lines = [f"experiment {experiment.name} (fidelity {experiment.fidelity}, key {experiment.key[:12]})", "models:"]
+    lines = [
+        f"experiment {experiment.name} (fidelity {experiment.fidelity}, key {experiment.key[:12]})",
+        "models:",
+    ]
     for family in dict.fromkeys([experiment.base_family, *experiment.families]):
         lines.append(f"  {family:<8} {_model(experiment, family)}")
     lines.append("data:")
@@ -22,21 +25,37 @@ def describe(experiment: Experiment) -> str:
             lines.append(f"  {role:<8} {_data(experiment, source)}")
     corpus, finetune, evaluate = experiment.corpus, experiment.finetune, experiment.evaluate
     lines.append("stages:")
-    lines.append(f"  toxic     {experiment.base_family}, {experiment.toxic.steps or f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}")
+    lines.append(
+        f"  toxic     {experiment.base_family}, {experiment.toxic.steps or f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}"
+    )
     shards = math.ceil(corpus.num_texts / corpus.shard_size)
-    lines.append(f"  corpus    {corpus.num_texts} texts x {corpus.max_length} tokens in {shards} shards over {experiment.cluster.corpus_actors} actors, alpha {corpus.alpha:g}, beta {corpus.beta:g}")
+    lines.append(
+        f"  corpus    {corpus.num_texts} texts x {corpus.max_length} tokens in {shards} shards over {experiment.cluster.corpus_actors} actors, alpha {corpus.alpha:g}, beta {corpus.beta:g}"
+    )
     if experiment.search is not None:
         search = experiment.search
         trainings = len(search.lr) * (1 if search.schedule == "constant" else len(search.steps))
-        lines.append(f"  search    {len(search.steps)} x {len(search.lr)} settings, {trainings} trainings (schedule {search.schedule}) on {experiment.base_family}, lowest validation {search.metric}")
-    lines.append(f"  finetune  {finetune.steps if experiment.search is None else 'searched'} steps, lr {finetune.lr if experiment.search is None else 'searched'}, batch {finetune.batch_size}, {finetune.precision}, {finetune.schedule} schedule, ZeRO {finetune.deepspeed.stage}")
-    lines.append(f"  generate  {evaluate.continuations} continuations x {evaluate.runs} runs, {evaluate.max_new_tokens} tokens, top-p {evaluate.top_p:g}, top-k {evaluate.top_k}")
-    lines.append(f"  score     {', '.join(scorer.name for scorer in evaluate.scorers)}; perplexity by {evaluate.ppl_model or 'nobody'}")
+        lines.append(
+            f"  search    {len(search.steps)} x {len(search.lr)} settings, {trainings} trainings (schedule {search.schedule}) on {experiment.base_family}, lowest validation {search.metric}"
+        )
+    lines.append(
+        f"  finetune  {finetune.steps if experiment.search is None else 'searched'} steps, lr {finetune.lr if experiment.search is None else 'searched'}, batch {finetune.batch_size}, {finetune.precision}, {finetune.schedule} schedule, ZeRO {finetune.deepspeed.stage}"
+    )
+    lines.append(
+        f"  generate  {evaluate.continuations} continuations x {evaluate.runs} runs, {evaluate.max_new_tokens} tokens, top-p {evaluate.top_p:g}, top-k {evaluate.top_k}"
+    )
+    lines.append(
+        f"  score     {', '.join(scorer.name for scorer in evaluate.scorers)}; perplexity by {evaluate.ppl_model or 'nobody'}"
+    )
     cells = [
         (family, entry.label, seed)
         for family in experiment.families
         for entry in experiment.methods
-        for seed in (experiment.all_seeds if registry.lookup("methods", entry.method).kind != "unchanged" else experiment.all_seeds[:1])
+        for seed in (
+            experiment.all_seeds
+            if registry.lookup("methods", entry.method).kind != "unchanged"
+            else experiment.all_seeds[:1]
+        )
     ]
     lines.append(f"cells: {len(cells)}")
     lines += [f"  {family}-{label}-s{seed}" for family, label, seed in cells]
@@ -49,7 +68,9 @@ def _model(experiment: Experiment, family: str) -> str:
     ref = experiment.model_of(family)
     if ref.source == "scratch:":
         spec = ref.scratch
-        return f"scratch: width {spec.hidden}, {spec.layers} layers, {spec.steps} steps" if spec else "scratch:"
+        return (
+            f"scratch: width {spec.hidden}, {spec.layers} layers, {spec.steps} steps" if spec else "scratch:"
+        )
     if Path(ref.source).expanduser().is_dir():
         from unidetox_ray.stages.models import handle_of
 

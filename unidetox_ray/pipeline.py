@@ -47,7 +47,9 @@ class Result:
         return EXIT_SOME_CELLS_FAILED if self.failed else EXIT_OK
 
 
-def run(experiment: Experiment, *, until: Stage = "report", fresh: bool = False, display: Display | None = None) -> Result:
+def run(
+    experiment: Experiment, *, until: Stage = "report", fresh: bool = False, display: Display | None = None
+) -> Result:
     """Run an experiment up to and including `until`. UnidetoxError subclasses say what went wrong."""
     started = time.perf_counter()
     cache = Path(experiment.cache) if experiment.cache else None
@@ -64,7 +66,7 @@ def run(experiment: Experiment, *, until: Stage = "report", fresh: bool = False,
             shutil.rmtree(folder.root / "ray", ignore_errors=True)
         result.stages = context.stages
         result.seconds = time.perf_counter() - started
-        recorder.finish(result)
+        recorder.finish(seconds=result.seconds, failed_cells=len(result.failed))
     return result
 
 
@@ -83,7 +85,10 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
         return result
 
     toxic_model = None
-    if any(getattr(registry.lookup("methods", entry.method), "needs_toxic", False) for entry in distilling(context)):
+    if any(
+        getattr(registry.lookup("methods", entry.method), "needs_toxic", False)
+        for entry in distilling(context)
+    ):
         toxic_model, manifest = toxic.run(context, bases[experiment.base_family])
         recorder.toxic(manifest)
     if reached("toxic"):
@@ -101,7 +106,11 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     cells = cells_of(experiment, bases)
     section = experiment.finetune
     if experiment.search is not None:
-        cell = next(c for c in cells if c.family == experiment.base_family and c.method.label == experiment.search.method)
+        cell = next(
+            c
+            for c in cells
+            if c.family == experiment.base_family and c.method.label == experiment.search.method
+        )
         section, manifest = search.run(context, cell, corpora[experiment.search.method], scorers)
         write_json(context.folder.root / "search.json", manifest.extra)
         recorder.search(manifest)
@@ -135,11 +144,17 @@ def distilling(context: Context) -> list[Any]:
     """The method entries whose corpus is sampled here, rather than read from a file."""
     from unidetox_ray.stages.corpus import corpus_section
 
-    entries = [entry for entry in context.experiment.methods if registry.lookup("methods", entry.method).kind == "corpus"]
+    entries = [
+        entry
+        for entry in context.experiment.methods
+        if registry.lookup("methods", entry.method).kind == "corpus"
+    ]
     return [entry for entry in entries if corpus_section(context, entry).source == "distil"]
 
 
-def tabulate(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest], scored: tuple[Path, Manifest]) -> list[dict[str, Any]]:
+def tabulate(
+    context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest], scored: tuple[Path, Manifest]
+) -> list[dict[str, Any]]:
     """results.json and results.parquet from stored generations and scores; needs no model."""
     from unidetox_ray.metrics.measure import ResultSettings
     from unidetox_ray.results import CellInfo, cell_results, write_results
@@ -154,10 +169,17 @@ def tabulate(context: Context, cells: Sequence[Cell], generated: tuple[Path, Man
     for cell in cells:
         costs: dict[str, Any] = {"device": "cpu"}
         if cell.training is not None:
-            costs |= {"train_seconds": cell.training.extra["train_seconds"], "train_tokens": cell.training.extra["train_tokens"], "device": cell.training.extra["device"]}
+            costs |= {
+                "train_seconds": cell.training.extra["train_seconds"],
+                "train_tokens": cell.training.extra["train_tokens"],
+                "device": cell.training.extra["device"],
+            }
         if cell.model is not None:
             # Stages judge all cells in one pool: a cell's share is by number, all having the same prompts.
-            costs |= {"generate_seconds": round(generated[1].seconds / alive, 3), "score_seconds": round(scored[1].seconds / alive, 3)}
+            costs |= {
+                "generate_seconds": round(generated[1].seconds / alive, 3),
+                "score_seconds": round(scored[1].seconds / alive, 3),
+            }
             costs["generated_tokens"] = generated[1].extra["tokens"].get(cell.name, 0)
         infos.append(
             CellInfo(

@@ -13,7 +13,6 @@ from unidetox_ray.artifacts import Manifest, code_version, versions
 from unidetox_ray.stages.context import Context
 
 if TYPE_CHECKING:
-    from unidetox_ray.pipeline import Result
     from unidetox_ray.stages.cells import Cell
 
 
@@ -38,20 +37,41 @@ class Recorder:
             key=experiment.key,
             name=experiment.name,
             params={**experiment.hashed(), "versions": versions(), "storage": experiment.storage},
-            tags={**self.tags, "seed": experiment.seed, "code_version": code["version"], "git_commit": code["git"], "kind": "submission"},
+            tags={
+                **self.tags,
+                "seed": experiment.seed,
+                "code_version": code["version"],
+                "git_commit": code["git"],
+                "kind": "submission",
+            },
         )
 
-    def _child(self, kind: str, key: str, name: str, manifest: Manifest, *, parent: Any = None, **tags: Any) -> Any:
+    def _child(
+        self, kind: str, key: str, name: str, manifest: Manifest, *, parent: Any = None, **tags: Any
+    ) -> Any:
         run = self.tracker.child(
             kind, key=key, name=name, params={**manifest.config, **{f"input_{k}": v for k, v in manifest.inputs.items()}},
             tags={**self.tags, "stage": kind, **tags}, parent=parent,
         )  # fmt: skip
-        run.metrics({"seconds": manifest.seconds, **{f"rows_{name}": float(value) for name, value in manifest.counts.items()}})
+        run.metrics(
+            {
+                "seconds": manifest.seconds,
+                **{f"rows_{name}": float(value) for name, value in manifest.counts.items()},
+            }
+        )
         return run
 
     def toxic(self, manifest: Manifest) -> None:
         extra = manifest.extra
-        run = self._child("toxic", manifest.key, extra["name"], manifest, family=extra["family"], method="toxic", seed=self.context.experiment.toxic.seed)
+        run = self._child(
+            "toxic",
+            manifest.key,
+            extra["name"],
+            manifest,
+            family=extra["family"],
+            method="toxic",
+            seed=self.context.experiment.toxic.seed,
+        )
         folder = self.context.folder.model(extra["name"], manifest.key)
         self._training(run, folder, manifest)
         run.end("FINISHED")
@@ -74,25 +94,58 @@ class Recorder:
         )  # fmt: skip
         run.metrics({"tokens": float(manifest.extra["tokens"]), "ended": float(manifest.extra["ended"])})
         run.artifact(folder / "corpus.parquet", "corpus")
-        run.dataset(f"corpus-{label}", folder / "corpus.parquet", manifest.extra["sha256"], "distil", manifest.counts["ok"])
+        run.dataset(
+            f"corpus-{label}",
+            folder / "corpus.parquet",
+            manifest.extra["sha256"],
+            "distil",
+            manifest.counts["ok"],
+        )
         run.end("FINISHED")
 
     def search(self, manifest: Manifest) -> None:
         values = manifest.extra
-        run = self._child("search", manifest.key, f"search steps x lr on {values['base_family']}", manifest, family=values["base_family"], method=values["method"])
-        run.metrics({"chosen_steps": float(values["chosen"]["steps"]), "chosen_lr": values["chosen"]["lr"], "trials": float(len(values["trials"]))})
+        run = self._child(
+            "search",
+            manifest.key,
+            f"search steps x lr on {values['base_family']}",
+            manifest,
+            family=values["base_family"],
+            method=values["method"],
+        )
+        run.metrics(
+            {
+                "chosen_steps": float(values["chosen"]["steps"]),
+                "chosen_lr": values["chosen"]["lr"],
+                "trials": float(len(values["trials"])),
+            }
+        )
         for trial in values["trials"]:
-            numbers = {name: value for name, value in trial.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+            numbers = {
+                name: value
+                for name, value in trial.items()
+                if isinstance(value, (int, float)) and not isinstance(value, bool)
+            }
             child = self.tracker.child(
                 "trial", key=f"{trial['key']}-{trial['steps']}", name=trial["trial"], params={"steps": trial["steps"], "lr": trial["lr"], "schedule": values["schedule"]},
                 tags={**self.tags, "stage": "search", "family": values["base_family"], "method": values["method"]}, parent=run,
             )  # fmt: skip
-            child.metrics({name: float(value) for name, value in numbers.items() if name not in {"steps", "lr"}})
+            child.metrics(
+                {name: float(value) for name, value in numbers.items() if name not in {"steps", "lr"}}
+            )
             child.end("FINISHED" if trial["status"] == "ok" else "FAILED")
-        run.table(pl.DataFrame([{k: v for k, v in trial.items() if k != "key"} for trial in values["trials"]], infer_schema_length=None), "trials.json")
+        run.table(
+            pl.DataFrame(
+                [{k: v for k, v in trial.items() if k != "key"} for trial in values["trials"]],
+                infer_schema_length=None,
+            ),
+            "trials.json",
+        )
         run.end("FINISHED")
 
-    def results(self, rows: Sequence[dict[str, Any]], cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]]) -> None:
+    def results(
+        self, rows: Sequence[dict[str, Any]], cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]]
+    ) -> None:
         from unidetox_ray.tracking import log_results
 
         for cell in cells:
@@ -104,7 +157,13 @@ class Recorder:
                 **self.tags, "stage": "finetune", "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
             })  # fmt: skip
             self._training(run, Path(cell.training_folder), cell.training)
-            run.dataset(f"corpus-{label}", folder / "corpus.parquet", manifest.extra["sha256"], "train", manifest.counts["ok"])
+            run.dataset(
+                f"corpus-{label}",
+                folder / "corpus.parquet",
+                manifest.extra["sha256"],
+                "train",
+                manifest.counts["ok"],
+            )
         log_results(self.tracker, rows, tags=self.tags)
 
     def report(self, root: Path) -> None:
@@ -112,11 +171,11 @@ class Recorder:
             if (root / name).exists():
                 self.tracker.parent.artifact(root / name, "report")
 
-    def finish(self, result: Result) -> None:
-        numbers = {}
-        for stage in result.stages:
-            numbers[f"stage_seconds/{stage['stage']}"] = float(stage["seconds"])
-        self.tracker.parent.metrics({**numbers, "seconds": result.seconds, "failed_cells": float(len(result.failed))})
+    def finish(self, *, seconds: float, failed_cells: int) -> None:
+        numbers = {
+            f"stage_seconds/{stage['stage']}": float(stage["seconds"]) for stage in self.context.stages
+        }
+        self.tracker.parent.metrics({**numbers, "seconds": seconds, "failed_cells": float(failed_cells)})
 
 
 @contextmanager
@@ -135,4 +194,3 @@ def open_recorder(context: Context) -> Iterator[Recorder]:
         recorder = Recorder(context, tracker)
         recorder.begin()
         yield recorder
-

@@ -10,7 +10,15 @@ import math
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,7 +46,9 @@ Number = Annotated[int, BeforeValidator(_whole)]
 class Section(BaseModel):
     """Frozen, unknown keys refused, no silent conversion of text to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, validate_default=True, protected_namespaces=()
+    )
 
 
 class DataSource(Section):
@@ -50,7 +60,7 @@ class DataSource(Section):
     """Local file or folder, relative to data.data_root; null = the data set's own source (hub or built in)."""
     revision: str | None = None
     """Hub revision (commit)."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Settings of that data set, checked by it."""
 
 

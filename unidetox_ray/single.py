@@ -16,16 +16,28 @@ from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context, Display
 
 
-def _context(out: Path, overrides: Sequence[str], section: str, display: Display, limit: int | None = None) -> Context:
+def _context(
+    out: Path, overrides: Sequence[str], section: str, display: Display, limit: int | None = None
+) -> Context:
     """A context for one stage: the defaults, with `overrides` of one section."""
-    values = {"name": "single", "base_family": "gpt2", "families": ["gpt2"], "methods": ["base"], "tracking": {"uri": "none"}}
-    prefixed = [text if text.startswith(("cluster.", f"{section}.")) else f"{section}.{text}" for text in overrides]
+    values = {
+        "name": "single",
+        "base_family": "gpt2",
+        "families": ["gpt2"],
+        "methods": ["base"],
+        "tracking": {"uri": "none"},
+    }
+    prefixed = [
+        text if text.startswith(("cluster.", f"{section}.")) else f"{section}.{text}" for text in overrides
+    ]
     experiment = resolve(values, prefixed, where="command line", limit=limit)
     work = out.parent / f".{out.name}.work"
     return Context(experiment, RunFolder(work, "single", work / "cache"), display)
 
 
-def finetune_one(model: str, corpus: Path, out: Path, overrides: Sequence[str], *, seed: int, display: Display) -> Path:
+def finetune_one(
+    model: str, corpus: Path, out: Path, overrides: Sequence[str], *, seed: int, display: Display
+) -> Path:
     """Fine-tune `model` on `corpus` with the training stage; the finished folder becomes `out`."""
     from unidetox_ray.data.text import load_corpus
     from unidetox_ray.settings import ModelRef
@@ -52,7 +64,9 @@ def finetune_one(model: str, corpus: Path, out: Path, overrides: Sequence[str], 
     try:
         context.connect()
         with watched(context, "fine-tuning", [job]):
-            outcome = run_group(f"single-{job.key}", [job], context.experiment.cluster, context.folder.root / "ray")[0]
+            outcome = run_group(
+                f"single-{job.key}", [job], context.experiment.cluster, context.folder.root / "ray"
+            )[0]
     finally:
         context.close()
     if outcome.error is not None:
@@ -64,16 +78,11 @@ def finetune_one(model: str, corpus: Path, out: Path, overrides: Sequence[str], 
 
 
 def read_table(path: Path, needed: Sequence[str]) -> pl.DataFrame:
-    """A user's table; DataError naming the missing column."""
-    readers: dict[str, Any] = {
-        ".parquet": pl.read_parquet, ".jsonl": pl.read_ndjson, ".csv": lambda p: pl.read_csv(p, infer_schema=False, missing_utf8_is_empty_string=True),
-    }  # fmt: skip
-    if path.suffix not in readers:
-        raise DataError(f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join(readers)}")
-    try:
-        table: pl.DataFrame = readers[path.suffix](path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
+    """A user's table, texts such as NA kept as they are; DataError naming the missing column."""
+    from unidetox_ray.data import files
+    from unidetox_ray.data.base import Options, Request
+
+    table = files.read_table(path, Request(path, Options()))
     for name in needed:
         if name not in table.columns:
             raise DataError(f"{path}: column {name!r} is missing; it holds {table.columns}")
@@ -90,7 +99,9 @@ def write_table(table: pl.DataFrame, out: Path) -> None:
             table.write_ndjson(temporary)
 
 
-def generate_one(model: str, prompts: Path, out: Path, overrides: Sequence[str], *, limit: int | None, display: Display) -> int:
+def generate_one(
+    model: str, prompts: Path, out: Path, overrides: Sequence[str], *, limit: int | None, display: Display
+) -> int:
     """Continuations of a user's prompts, through the generation stage."""
     from unidetox_ray.settings import ModelRef
     from unidetox_ray.stages import generate
@@ -98,7 +109,9 @@ def generate_one(model: str, prompts: Path, out: Path, overrides: Sequence[str],
 
     table = read_table(prompts, ["prompt"])
     columns = {
-        "prompt_id": pl.int_range(pl.len()).cast(pl.String).str.zfill(6) if "prompt_id" not in table.columns else pl.col("prompt_id").cast(pl.String),
+        "prompt_id": pl.int_range(pl.len()).cast(pl.String).str.zfill(6)
+        if "prompt_id" not in table.columns
+        else pl.col("prompt_id").cast(pl.String),
         "domain": pl.lit("all") if "domain" not in table.columns else pl.col("domain"),
         "group": pl.lit("") if "group" not in table.columns else pl.col("group"),
         "distribution": pl.lit("id") if "distribution" not in table.columns else pl.col("distribution"),
@@ -109,19 +122,29 @@ def generate_one(model: str, prompts: Path, out: Path, overrides: Sequence[str],
         raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: .parquet, .jsonl")
     context = _context(out, overrides, "evaluate", display)
     context.use_prompts(given, file_sha256(prompts))
-    cell = Cell("model", "gpt2", MethodEntry(method="base", label="base"), 0, handle_of(ModelRef(source=model), "gpt2"))
+    cell = Cell(
+        "model",
+        "gpt2",
+        MethodEntry(method="base", label="base"),
+        0,
+        handle_of(ModelRef(source=model), "gpt2"),
+    )
     cell.model = cell.base
     try:
         folder, _ = generate.run(context, [cell])
     finally:
         context.close()
-    found = pl.read_parquet(folder / "generations.parquet").join(given.select("prompt_id", "prompt", "domain", "distribution"), on="prompt_id", maintain_order="left")
+    found = pl.read_parquet(folder / "generations.parquet").join(
+        given.select("prompt_id", "prompt", "domain", "distribution"), on="prompt_id", maintain_order="left"
+    )
     write_table(found, out)
     shutil.rmtree(context.folder.root.parent, ignore_errors=True)
     return found.height
 
 
-def score_file(generations: Path, scorer: str, *, label: str, revision: str | None, out: Path | None) -> dict[str, Any]:
+def score_file(
+    generations: Path, scorer: str, *, label: str, revision: str | None, out: Path | None
+) -> dict[str, Any]:
     """TP and EMT of stored continuations by one classifier, in this process; failures are null and counted."""
     from unidetox_ray.metrics.toxicity import ToxicityClassifier
 
@@ -142,10 +165,19 @@ def score_file(generations: Path, scorer: str, *, label: str, revision: str | No
     )  # fmt: skip
     if per_prompt.height == 0:
         raise DataError(f"{generations}: no continuation could be scored")
-    values: dict[str, Any] = {"prompts": per_prompt.height, "continuations": len(texts), "failed": len(texts) - scored["toxicity"].count(), "scorer": scorer}
+    values: dict[str, Any] = {
+        "prompts": per_prompt.height,
+        "continuations": len(texts),
+        "failed": len(texts) - scored["toxicity"].count(),
+        "scorer": scorer,
+    }
     resampler = Resampler([0] * per_prompt.height)
-    statistics = [plain_mean(per_prompt[name].to_numpy(), bounded=True) for name in ("tp", "emt")]
+    statistics = [plain_mean(per_prompt[name].to_numpy(), ceiling=1.0) for name in ("tp", "emt")]
     for name, statistic, draws in zip(("tp", "emt"), statistics, resampler.draws(statistics), strict=True):
         found = interval(statistic, draws)
-        values[name] = {"value": round(found.value, 6), "ci_low": round(found.low, 6), "ci_high": round(found.high, 6)}
+        values[name] = {
+            "value": round(found.value, 6),
+            "ci_low": round(found.low, 6),
+            "ci_high": round(found.high, 6),
+        }
     return values

@@ -13,7 +13,10 @@ def headline(rows: Sequence[dict[str, Any]]) -> str:
     width = max(len(row["cell"]) for row in rows)
     lines = [" " * width + "".join(f"{name:>15}" for name in COLUMNS)]
     for row in rows:
-        lines.append(f"{row['cell']:<{width}}" + "".join(f"{_number(row['metrics'].get(name)):>15}" for name in COLUMNS))
+        lines.append(
+            f"{row['cell']:<{width}}"
+            + "".join(f"{_number(row['metrics'].get(name)):>15}" for name in COLUMNS)
+        )
     return "\n".join(lines)
 
 
@@ -22,4 +25,8 @@ def _number(metric: dict[str, Any] | None) -> str:
         return "–"
     value, low, high = metric["value"], metric.get("ci_low"), metric.get("ci_high")
     digits = 3 if abs(value) < 10 else 1
-    return f"{value:.{digits}f}" if low is None or high is None else f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"
+    return (
+        f"{value:.{digits}f}"
+        if low is None or high is None
+        else f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"
+    )

@@ -23,10 +23,17 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not accepted; write the value out", self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                None,
+                None,
+                "aliases (*name) are not accepted; write the value out",
+                self.peek_event().start_mark,
+            )
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(None, None, f"the tag {event.tag!r} is not accepted; use plain values", event.start_mark)
+            raise yaml.MarkedYAMLError(
+                None, None, f"the tag {event.tag!r} is not accepted; use plain values", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -35,7 +42,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(None, None, "a key must be plain text", key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands here twice", key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
+                )
             seen.add(key.value)
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 
@@ -51,7 +60,9 @@ for _tag, _pattern, _first in (
         "-+.0123456789inIN",
     ),
 ):
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first) + ([""] if "null" in _tag else []))
+    _Loader.add_implicit_resolver(
+        _tag, re.compile(rf"^(?:{_pattern})$"), list(_first) + ([""] if "null" in _tag else [])
+    )
 
 
 def _construct_int(loader: _Loader, node: Any) -> int:
@@ -59,7 +70,15 @@ def _construct_int(loader: _Loader, node: Any) -> int:
 
 
 def _construct_float(loader: _Loader, node: Any) -> float:
-    return float(loader.construct_scalar(node).lstrip("+").replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".n", "n").replace(".N", "n"))
+    return float(
+        loader.construct_scalar(node)
+        .lstrip("+")
+        .replace(".inf", "inf")
+        .replace(".Inf", "inf")
+        .replace(".INF", "inf")
+        .replace(".n", "n")
+        .replace(".N", "n")
+    )
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -69,7 +88,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 def parse(text: str, where: str) -> Any:
     """The value of one YAML document; ConfigError with line and column when it is not one."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
@@ -82,10 +101,14 @@ def read(path: Path) -> Any:
     """The value of a YAML file. ConfigError: missing, a folder, not UTF-8, over 1 MiB, or not YAML."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size} bytes; an experiment file holds at most {MAX_BYTES}")
+            raise ConfigError(
+                f"{path}: {path.stat().st_size} bytes; an experiment file holds at most {MAX_BYTES}"
+            )
         raw = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of an experiment file") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the path of an experiment file"
+        ) from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

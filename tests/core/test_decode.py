@@ -3,7 +3,14 @@
 import pytest
 import torch
 from transformers import (
-    FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
 )  # fmt: skip
 
 from unidetox_ray.core.decode import decode, decode_slowly, only_model
@@ -16,11 +23,19 @@ SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 ARCHITECTURES = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=96, **IDS)),
-    "opt": lambda: OPTForCausalLM(OPTConfig(ffn_dim=96, word_embed_proj_dim=48, max_position_embeddings=96, **SMALL, **IDS)),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(ffn_dim=96, word_embed_proj_dim=48, max_position_embeddings=96, **SMALL, **IDS)
+    ),
     "falcon": lambda: FalconForCausalLM(FalconConfig(multi_query=True, parallel_attn=True, **SMALL, **IDS)),
-    "falcon-alibi": lambda: FalconForCausalLM(FalconConfig(alibi=True, multi_query=False, parallel_attn=False, **SMALL, **IDS)),
-    "falcon-new": lambda: FalconForCausalLM(FalconConfig(new_decoder_architecture=True, num_kv_heads=2, **SMALL, **IDS)),
-    "llama-gqa": lambda: LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, intermediate_size=96, **SMALL, **IDS)),
+    "falcon-alibi": lambda: FalconForCausalLM(
+        FalconConfig(alibi=True, multi_query=False, parallel_attn=False, **SMALL, **IDS)
+    ),
+    "falcon-new": lambda: FalconForCausalLM(
+        FalconConfig(new_decoder_architecture=True, num_kv_heads=2, **SMALL, **IDS)
+    ),
+    "llama-gqa": lambda: LlamaForCausalLM(
+        LlamaConfig(num_key_value_heads=2, intermediate_size=96, **SMALL, **IDS)
+    ),
 }
 PROMPTS = [[1, 20, 30], [5], [7, 8, 9, 10, 11, 12, 13]]
 
@@ -82,7 +97,12 @@ def test_text_does_not_depend_on_batch_or_order(pair):
 
     def sample(chosen):
         options = {"max_new_tokens": 16, "end_ids": [2], "pad_id": 0, "combine": unidetox}
-        found = decode(list(pair), [prompt for _, prompt in chosen], uniform=uniforms(9, [name for name, _ in chosen], 16), **options)
+        found = decode(
+            list(pair),
+            [prompt for _, prompt in chosen],
+            uniform=uniforms(9, [name for name, _ in chosen], 16),
+            **options,
+        )
         return {name: sequence for (name, _), sequence in zip(chosen, found, strict=True)}
 
     together = sample(identities)
@@ -103,7 +123,9 @@ def test_shared_cache_of_the_released_code_changes_the_text_from_the_second_toke
 def test_shared_cache_with_equal_models_is_no_difference():
     same = model("gpt2", 0)
     options = {**arguments(3), "pad_id": 0, "combine": unidetox}
-    assert decode([same, same], PROMPTS, shared_cache=True, **options) == decode([same, same], PROMPTS, **options)
+    assert decode([same, same], PROMPTS, shared_cache=True, **options) == decode(
+        [same, same], PROMPTS, **options
+    )
 
 
 def test_wrong_shapes_are_refused():

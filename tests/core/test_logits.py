@@ -10,7 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from unidetox_ray.core.logits import Sampling, contrast, draw, filtered, keep_top_k, keep_top_p, plausible
 
-logits = arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(2, 30)), elements=st.floats(-20, 20, width=32))
+logits = arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(2, 30)), elements=st.floats(-20, 20, width=32)
+)
 
 
 def kept(scores: torch.Tensor) -> list[set[int]]:
@@ -29,7 +31,9 @@ def test_top_k_keeps_the_k_largest_and_ties(values, k):
 @given(logits, st.floats(0.01, 1.0))
 @settings(deadline=None)
 def test_top_p_is_the_smallest_set_that_reaches_p(values, p):
-    for row, survivors in zip(torch.from_numpy(values), kept(keep_top_p(torch.from_numpy(values), p)), strict=True):
+    for row, survivors in zip(
+        torch.from_numpy(values), kept(keep_top_p(torch.from_numpy(values), p)), strict=True
+    ):
         probability = torch.softmax(row, -1).double()
         assert int(row.argmax()) in survivors or row[int(row.argmax())] in row[list(survivors)]
         mass = float(probability[list(survivors)].sum())

@@ -7,7 +7,17 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unidetox_ray.core.loop import (
-    IGNORE, Log, LoopSettings, NonFiniteLoss, PlainStepper, batch_at, collate, learning_rate, rows_at, share, train,
+    IGNORE,
+    Log,
+    LoopSettings,
+    NonFiniteLoss,
+    PlainStepper,
+    batch_at,
+    collate,
+    learning_rate,
+    rows_at,
+    share,
+    train,
 )  # fmt: skip
 from unidetox_ray.core.loss import lm_loss, token_nll
 
@@ -17,7 +27,18 @@ ROWS = [[1, 5, 9, 3], [1, 7, 2], [1, 4, 4, 4, 8, 2], [1, 6], [1, 9, 9, 2], [1, 3
 def tiny(dropout: float = 0.0) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     rates = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=32, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=2, **rates))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=16,
+            n_embd=32,
+            n_layer=1,
+            n_head=2,
+            n_positions=16,
+            bos_token_id=1,
+            eos_token_id=2,
+            **rates,
+        )
+    )
 
 
 def test_every_epoch_sees_every_row_once_in_another_order():
@@ -25,7 +46,9 @@ def test_every_epoch_sees_every_row_once_in_another_order():
     first = rows_at(0, 6, settings) + rows_at(1, 6, settings)
     second = rows_at(2, 6, settings) + rows_at(3, 6, settings)
     assert sorted(first) == sorted(second) == list(range(6)) and first != second
-    assert len(rows_at(1, 6, settings)) == 2  # the last batch of an epoch is short, as in the released Trainer
+    assert (
+        len(rows_at(1, 6, settings)) == 2
+    )  # the last batch of an epoch is short, as in the released Trainer
 
 
 def test_schedules():
@@ -58,7 +81,9 @@ def test_padding_to_the_longest_of_the_set():
 def test_loss_is_the_mean_negative_log_likelihood_of_the_next_token():
     logits = torch.randn(1, 3, 5)
     labels = torch.tensor([[4, 2, IGNORE]])
-    assert math.isclose(float(lm_loss(logits, labels)), -float(torch.log_softmax(logits[0, 0], -1)[2]), rel_tol=1e-6)
+    assert math.isclose(
+        float(lm_loss(logits, labels)), -float(torch.log_softmax(logits[0, 0], -1)[2]), rel_tol=1e-6
+    )
     nll, count = token_nll(logits, torch.tensor([[4, 2, 1]]), torch.tensor([[True, True, False]]))
     assert count.tolist() == [1] and math.isclose(float(nll), float(lm_loss(logits, labels)), rel_tol=1e-6)
 
@@ -86,7 +111,9 @@ def test_resumed_equals_uninterrupted(dropout):
     torch.manual_seed(1)
     whole = PlainStepper(tiny(dropout), settings)
     kept = {}
-    full = train(whole, ROWS, 0, settings, stops=[5], on_stop=lambda done, log: kept.update(_frozen(whole, log)))
+    full = train(
+        whole, ROWS, 0, settings, stops=[5], on_stop=lambda done, log: kept.update(_frozen(whole, log))
+    )
     torch.manual_seed(99)  # a new process: nothing but the saved state survives
     second = PlainStepper(tiny(dropout), settings)
     second.load(kept["state"])

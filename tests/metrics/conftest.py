@@ -33,14 +33,18 @@ def tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator(["the cat sat on the mat. ", "Question: why?\nAnswer: so it is", "a b c NA null "], trainer)
+    raw.train_from_iterator(
+        ["the cat sat on the mat. ", "Question: why?\nAnswer: so it is", "a b c NA null "], trainer
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", pad_token="<s>")
 
 
 def build(family: str, vocab: int):
     torch.manual_seed(7)
     if family == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS)
+        )
     elif family == "opt":
         model = OPTForCausalLM(
             OPTConfig(
@@ -50,7 +54,9 @@ def build(family: str, vocab: int):
         )  # fmt: skip
     elif family == "falcon":
         model = FalconForCausalLM(
-            FalconConfig(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=False)
+            FalconConfig(
+                vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=False
+            )
         )
     else:
         model = LlamaForCausalLM(
@@ -77,7 +83,26 @@ def gpt2(tokenizer):
     return build("gpt2", len(tokenizer))
 
 
-PIECES = ("the", "cat", "NA", "null", "a_b", "_", "é", "日本語", "🙂", "", "\n", "\r\n", "\t", "x" * 30, ",", '"', "0", "nan")
+PIECES = (
+    "the",
+    "cat",
+    "NA",
+    "null",
+    "a_b",
+    "_",
+    "é",
+    "日本語",
+    "🙂",
+    "",
+    "\n",
+    "\r\n",
+    "\t",
+    "x" * 30,
+    ",",
+    '"',
+    "0",
+    "nan",
+)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,18 @@ def test_batches_hold_every_row_once_within_the_budget(budget):
 
 def test_lexicon_matches_whole_words_in_any_case():
     lexicon = LexiconClassifier(["blorp", "two words", "s$", "C++", ""])
-    texts = ["a BLORP.", "blorps", "xblorp", "the two words", "two  words", "s$!", "C++", "", "é blorp\n", "blorp_"]
+    texts = [
+        "a BLORP.",
+        "blorps",
+        "xblorp",
+        "the two words",
+        "two  words",
+        "s$!",
+        "C++",
+        "",
+        "é blorp\n",
+        "blorp_",
+    ]
     assert lexicon.score(texts) == [1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
     assert lexicon.score([None]) == [None] and "NoneType" in lexicon.errors[0]
 

@@ -33,7 +33,9 @@ def test_unusual_texts(odd_texts):
         assert [row["dist1"], row["dist2"], row["dist3"]] == pytest.approx(by_definition(texts))
 
 
-@given(st.lists(st.lists(st.text(alphabet="ab_ \n", max_size=8), min_size=1, max_size=4), min_size=1, max_size=5))
+@given(
+    st.lists(st.lists(st.text(alphabet="ab_ \n", max_size=8), min_size=1, max_size=4), min_size=1, max_size=5)
+)
 @settings(max_examples=80, deadline=None)
 def test_any_texts(groups):
     table = pl.DataFrame(
@@ -64,7 +66,14 @@ def test_the_empty_text_is_one_word_and_null_is_none():
 def tables(prompt_texts, continuations, runs=2):
     prompts = frame(
         [
-            {"prompt_id": f"p{i}", "prompt": t, "domain": "d", "group": "g", "distribution": "id", "split": "test"}
+            {
+                "prompt_id": f"p{i}",
+                "prompt": t,
+                "domain": "d",
+                "group": "g",
+                "distribution": "id",
+                "split": "test",
+            }
             for i, t in enumerate(prompt_texts)
         ],
         PROMPTS,
@@ -84,15 +93,20 @@ def test_with_and_without_the_prompt(odd_texts):
         found = distinct_statistics(generations, prompts, with_prompt=with_prompt)
         for i, row in enumerate(found.iter_rows(named=True)):
             per_run = [
-                by_definition([(odd_texts[i] if with_prompt else "") + texts[i, r, s] for s in range(3)]) for r in range(2)
+                by_definition([(odd_texts[i] if with_prompt else "") + texts[i, r, s] for s in range(3)])
+                for r in range(2)
             ]
             wanted = [sum(values) / 2 for values in zip(*per_run, strict=True)]
             assert [row[f"dist{n}"] for n in (1, 2, 3)] == pytest.approx(wanted)
 
 
 def test_counting_the_prompt_lowers_the_value():
-    generations, prompts = tables(["one long prompt that repeats each time"], lambda i, r, s: f" word{s} more{s}")
-    inside, outside = (distinct_statistics(generations, prompts, with_prompt=w)["dist1"][0] for w in (True, False))
+    generations, prompts = tables(
+        ["one long prompt that repeats each time"], lambda i, r, s: f" word{s} more{s}"
+    )
+    inside, outside = (
+        distinct_statistics(generations, prompts, with_prompt=w)["dist1"][0] for w in (True, False)
+    )
     assert inside < outside
 
 

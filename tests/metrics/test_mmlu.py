@@ -15,7 +15,7 @@ from unidetox_ray.schemas import QUIZ, frame
 WORDS = ["the", "cat", "sat", "é", "NA", "so", "it", "is", "0", "mat.", "on", "a  b"]
 
 
-def make_quiz(n=16, subjects=("s1", "s2"), seed=0, dev=2):
+def make_quiz(n=16, subjects=("s1", "s2"), seed=0, dev=2, words=(1, 6)):
     generator = random.Random(seed)
 
     def phrase(low, high):
@@ -25,7 +25,7 @@ def make_quiz(n=16, subjects=("s1", "s2"), seed=0, dev=2):
     for i in range(n + dev * len(subjects)):
         held = i < dev * len(subjects)
         rows.append({
-            "question_id": f"q{i}", "subject": subjects[i % len(subjects)], "question": phrase(1, 6),
+            "question_id": f"q{i}", "subject": subjects[i % len(subjects)], "question": phrase(*words),
             "choices": [phrase(1, 4) for _ in range(4)], "answer": generator.randrange(4), "split": "dev" if held else "validation",
         })  # fmt: skip
     return frame(rows, QUIZ)
@@ -64,7 +64,9 @@ def test_answers_equal_one_text_at_a_time(model, tokenizer, shots, bos):
     truth = quiz.filter(pl.col("split") == "validation")["answer"].to_list()
     for score, span in (("full_text", "all"), ("answer_tokens", "answer")):
         wanted, _ = log_probabilities(model, tokenizer, quiz, shots=shots, bos=bos, span=span)
-        correct, predicted = answer_questions(model, tokenizer, quiz, shots=shots, bos=bos, score=score, token_budget=333)
+        correct, predicted = answer_questions(
+            model, tokenizer, quiz, shots=shots, bos=bos, score=score, token_budget=333
+        )
         assert predicted == wanted.argmax(axis=1).tolist()
         assert correct == [float(p == t) for p, t in zip(predicted, truth, strict=True)]
 
@@ -78,7 +80,8 @@ def test_normalised_answers_divide_by_their_tokens(model, tokenizer):
 
 
 def test_the_released_rule_rounds_the_mean_loss_to_bf16(model, tokenizer):
-    quiz = make_quiz(40, seed=3)
+    # Long questions: the grid is as wide as the rounding of one mean times the whole length.
+    quiz = make_quiz(40, seed=3, words=(20, 30))
     wanted, counts = log_probabilities(model, tokenizer, quiz, shots=1, bos=True, span="all")
     mean = torch.tensor(-wanted / counts).float().bfloat16().double().numpy()
     _, predicted = answer_questions(model, tokenizer, quiz, score="full_text", loss_dtype="bf16", bos=True)
@@ -90,7 +93,9 @@ def test_the_released_rule_rounds_the_mean_loss_to_bf16(model, tokenizer):
 def test_scoring_the_whole_text_is_not_scoring_the_answer(gpt2, tokenizer):
     """The tokeniser may join the answer's first word with what stands before it; apart from that they agree here."""
     quiz = make_quiz(30, seed=8)
-    with_text, alone = (quiz_answers(gpt2, tokenizer, quiz, score=score) for score in ("full_text", "answer_tokens"))
+    with_text, alone = (
+        quiz_answers(gpt2, tokenizer, quiz, score=score) for score in ("full_text", "answer_tokens")
+    )
     assert with_text.question_ids == alone.question_ids
     assert all(error is None for error in (*with_text.error, *alone.error))
 

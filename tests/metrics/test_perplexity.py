@@ -104,12 +104,16 @@ def test_tokens_batched_equals_one_at_a_time(model, tokenizer, pairs, bos, budge
 @pytest.mark.parametrize("bos", [True, False])
 def test_text_batched_equals_one_at_a_time(model, tokenizer, pairs, bos):
     prompts, continuations = pairs
-    nll, n, error = continuation_nll(model, tokenizer, prompts, continuations, bos=bos, encoding="text", token_budget=200)
+    nll, n, error = continuation_nll(
+        model, tokenizer, prompts, continuations, bos=bos, encoding="text", token_budget=200
+    )
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         context, whole = encode(tokenizer, prompt, bos), encode(tokenizer, prompt + continuation, bos)
         assert n[i] == len(whole) - len(context)
         if n[i]:
-            assert nll[i] == pytest.approx(loss(model, whole, 1) - loss(model, context, 1), rel=1e-5, abs=2e-5)
+            assert nll[i] == pytest.approx(
+                loss(model, whole, 1) - loss(model, context, 1), rel=1e-5, abs=2e-5
+            )
         else:
             assert nll[i] is None and error[i]
 
@@ -117,19 +121,32 @@ def test_text_batched_equals_one_at_a_time(model, tokenizer, pairs, bos):
 def test_a_token_across_the_border_shifts_the_released_split(gpt2, tokenizer):
     """Encoded as one text, " on" is a token of the prompt's last letter too; exact continuation tokens are not."""
     whole = "the cat sat on the mat."
-    cuts = [i for i in range(1, len(whole)) if len(encode(tokenizer, whole, False)) < sum(len(encode(tokenizer, t, False)) for t in (whole[:i], whole[i:]))]
+    cuts = [
+        i
+        for i in range(1, len(whole))
+        if len(encode(tokenizer, whole, False))
+        < sum(len(encode(tokenizer, t, False)) for t in (whole[:i], whole[i:]))
+    ]
     prompt, continuation = whole[: cuts[0]], whole[cuts[0] :]
-    exact, released = (continuation_nll(gpt2, tokenizer, [prompt], [continuation], bos=True, encoding=e) for e in ("tokens", "text"))
+    exact, released = (
+        continuation_nll(gpt2, tokenizer, [prompt], [continuation], bos=True, encoding=e)
+        for e in ("tokens", "text")
+    )
     assert exact.n == [len(encode(tokenizer, continuation, False))]
     assert released.n[0] < exact.n[0]
 
 
 def test_last_seen_takes_the_length_of_the_prompt_last_seen_for_the_first_time(gpt2, tokenizer):
     """Defect 21: prompts A B A. The third row subtracts A's loss, but B's length."""
-    first, second, added = "the cat sat", "a b c NA null a b c NA null", " on the mat. the cat sat on the mat. é é é"
+    first, second, added = (
+        "the cat sat",
+        "é é a b c NA null é é a b c",
+        " on the mat. the cat sat on the mat. é é é",
+    )
     rows = ([first, second, first], [added] * 3)
     right, released = (
-        continuation_nll(gpt2, tokenizer, *rows, bos=True, encoding="text", prompt_cache=cache) for cache in ("by_id", "last_seen")
+        continuation_nll(gpt2, tokenizer, *rows, bos=True, encoding="text", prompt_cache=cache)
+        for cache in ("by_id", "last_seen")
     )
     assert released.nll == pytest.approx(right.nll)
     assert released.n[:2] == right.n[:2] and right.n[2] == right.n[0]
@@ -156,7 +173,9 @@ def released_loop(model, tokenizer, prompts, generations):
 
 def test_as_released_from_texts_to_the_number(model, tokenizer, pairs):
     prompts, continuations = pairs
-    nll, n, _ = continuation_nll(model, tokenizer, prompts, continuations, bos=True, encoding="text", prompt_cache="last_seen")
+    nll, n, _ = continuation_nll(
+        model, tokenizer, prompts, continuations, bos=True, encoding="text", prompt_cache="last_seen"
+    )
     whole = [p + c for p, c in zip(prompts, continuations, strict=True)]
     assert released_ppl(nll, n)[0] == pytest.approx(released_loop(model, tokenizer, prompts, whole), rel=1e-4)
 
@@ -176,12 +195,13 @@ def test_an_empty_prompt_without_bos_cannot_predict_the_first_token(gpt2, tokeni
 
 
 def test_bad_rows_leave_the_others_alone(gpt2, tokenizer):
-    prompts, continuations = ["the cat", None, "the cat", "the cat"], [" sat", " sat", 3, " é" * 400]
+    prompts, continuations = ["the cat", None, "the cat", "the cat"], [" é sat", " sat", 3, " é" * 400]
     for encoding in ("tokens", "text"):
         found = continuation_nll(gpt2, tokenizer, prompts, continuations, bos=True, encoding=encoding)
         assert found.nll[1:] == [None, None, None] and found.error[0] is None
         assert found.error[1] == found.error[2] == "not a text" and "the judge takes 256" in found.error[3]
-        assert found.nll[0] == pytest.approx(loss(gpt2, encode(tokenizer, "the cat sat", True), len(encode(tokenizer, "the cat", True))), abs=1e-4)
+        alone = continuation_nll(gpt2, tokenizer, ["the cat"], [" é sat"], bos=True, encoding=encoding)
+        assert found.nll[0] == pytest.approx(alone.nll[0], abs=1e-4) and found.n[0] == alone.n[0] > 1
     assert continuation_nll(gpt2, tokenizer, [], [], bos=True).nll == []
 
 
@@ -192,7 +212,7 @@ def test_a_judge_without_finite_logits_gives_null(tokenizer, gpt2):
         with torch.no_grad():
             weight.fill_(math.nan)
         found = continuation_nll(gpt2, tokenizer, ["a"], [" b"], bos=True)
-        assert text_nll(gpt2, tokenizer, ["a b"], bos=True) == ([None], [3 if len(encode(tokenizer, "a b", False)) == 3 else len(encode(tokenizer, "a b", False))])
+        assert text_nll(gpt2, tokenizer, ["a b"], bos=True)[0] == [None]
     finally:
         with torch.no_grad():
             weight.copy_(before)
@@ -228,7 +248,9 @@ def test_a_small_chunk_of_logits_gives_the_same_sums(monkeypatch, model, tokeniz
     whole, _ = text_nll(model, tokenizer, odd_texts[:40], bos=True)
     monkeypatch.setattr(likelihood, "CHUNK_VALUES", 3 * len(tokenizer))
     chunked, _ = text_nll(model, tokenizer, odd_texts[:40], bos=True)
-    assert [v for v in chunked if v is not None] == pytest.approx([v for v in whole if v is not None], abs=1e-6)
+    assert [v for v in chunked if v is not None] == pytest.approx(
+        [v for v in whole if v is not None], abs=1e-6
+    )
 
 
 def test_a_start_without_context_is_refused(gpt2):

@@ -72,13 +72,17 @@ def test_the_threshold_is_strict():
     prompts = make_prompts(8)
     scores = make_scores(prompts, runs=1).with_columns(value=pl.lit(0.5))
     assert toxicity_summary(scores, prompts)["tp_all"] == 0.0
-    assert toxicity_summary(scores.with_columns(value=pl.lit(math.nextafter(0.5, 1))), prompts)["tp_all"] == 1.0
+    assert (
+        toxicity_summary(scores.with_columns(value=pl.lit(math.nextafter(0.5, 1))), prompts)["tp_all"] == 1.0
+    )
 
 
 def test_id_is_a_macro_mean_and_all_includes_ood():
     prompts = make_prompts(40)
     toxic_domain = prompts.filter(pl.col("domain") == "far")["prompt_id"].to_list()
-    scores = make_scores(prompts, runs=1).with_columns(value=pl.col("prompt_id").is_in(toxic_domain).cast(pl.Float64))
+    scores = make_scores(prompts, runs=1).with_columns(
+        value=pl.col("prompt_id").is_in(toxic_domain).cast(pl.Float64)
+    )
     found = toxicity_summary(scores, prompts)
     assert (found["tp_id"], found["tp_ood"], found["tp_all"]) == (0.0, 1.0, 0.25)
 
@@ -110,7 +114,9 @@ def test_a_missing_row_and_a_nan_are_failures_too():
     scores = make_scores(prompts, runs=2, k=3)
     short = scores.filter(~((pl.col("prompt_id") == "p3") & (pl.col("run") == 1)))
     short = short.with_columns(
-        value=pl.when((pl.col("prompt_id") == "p5") & (pl.col("sample") == 2)).then(float("nan")).otherwise("value")
+        value=pl.when((pl.col("prompt_id") == "p5") & (pl.col("sample") == 2))
+        .then(float("nan"))
+        .otherwise("value")
     )
     failed = prompt_statistics(short, cluster_table(prompts))["failed"].to_list()
     assert failed == [i in (3, 5) for i in range(8)]
@@ -128,7 +134,9 @@ def test_a_nan_is_never_the_maximum():
 def test_a_domain_without_any_score_leaves_its_means_undefined():
     prompts = make_prompts(8)
     far = prompts.filter(pl.col("domain") == "far")["prompt_id"].to_list()
-    scores = make_scores(prompts).with_columns(value=pl.when(~pl.col("prompt_id").is_in(far)).then(pl.col("value")))
+    scores = make_scores(prompts).with_columns(
+        value=pl.when(~pl.col("prompt_id").is_in(far)).then(pl.col("value"))
+    )
     found = toxicity_summary(scores, prompts)
     assert found["tp_ood"] is None and found["emt_all"] is None and found["tp_id"] is not None
 

@@ -120,7 +120,8 @@ def decode_slowly(
     device = next(models[0].parameters()).device
     results = []
     for row in range(len(prompts) * copies):
-        prefix, new, ended = list(prompts[row // copies]), [], False
+        prefix, ended = list(prompts[row // copies]), False
+        new: list[int] = []
         for step in range(max_new_tokens):
             ids = torch.tensor([prefix + new], device=device)
             logits = [model(input_ids=ids, use_cache=False).logits[:, -1].float() for model in models]

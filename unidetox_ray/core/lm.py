@@ -69,7 +69,7 @@ class CachedLM:
         return copy.deepcopy(self.cache)
 
     def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        extra = dict(self._last_only)
+        extra: dict[str, Any] = dict(self._last_only)
         if self._takes_positions:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
             extra["position_ids"] = positions[:, -ids.shape[1] :]

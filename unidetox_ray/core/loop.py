@@ -88,7 +88,9 @@ def rows_at(step: int, n_rows: int, settings: LoopSettings) -> list[int]:
     return [int(row) for row in order[index * settings.batch_size : (index + 1) * settings.batch_size]]
 
 
-def collate(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None, loss_on_padding: bool) -> Batch:
+def collate(
+    rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None, loss_on_padding: bool
+) -> Batch:
     """Right-padded rows. length: pad to this many positions (None: the longest row here)."""
     width = max(max(len(row) for row in rows), length or 0)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -144,7 +146,9 @@ def train(
         for step, rate, tokens, loss, norm in pending:
             value = float(loss)
             if not math.isfinite(value):
-                raise NonFiniteLoss(f"loss is {value} at step {step} (lr {rate:g}); use a lower lr or more precision")
+                raise NonFiniteLoss(
+                    f"loss is {value} at step {step} (lr {rate:g}); use a lower lr or more precision"
+                )
             log.step.append(step)
             log.loss.append(value)
             log.lr.append(rate)
@@ -197,7 +201,9 @@ class PlainStepper:
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"
+        ):
             output = self.model(
                 input_ids=batch.input_ids.to(self.device),
                 attention_mask=batch.attention_mask.to(self.device),
@@ -211,7 +217,11 @@ class PlainStepper:
         return loss.detach(), norm.detach()
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -30,7 +30,13 @@ def tiny_config(
     )
 
 
-PUBLISHED: dict[str, Any] = {"vocab_size": 50257, "n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024}
+PUBLISHED: dict[str, Any] = {
+    "vocab_size": 50257,
+    "n_embd": 1600,
+    "n_layer": 48,
+    "n_head": 25,
+    "n_positions": 1024,
+}
 
 FAMILY = Family(
     name="gpt2",

@@ -54,8 +54,10 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not known; accepted: auto, bfloat16, float16, float32")
     chosen = dtype if dtype == "auto" else getattr(torch, dtype)
     if random_weights_config is not None:
-        model = AutoModelForCausalLM.from_config(random_weights_config, dtype=None if dtype == "auto" else chosen)
-        return model.to(device).eval()
+        model = AutoModelForCausalLM.from_config(
+            random_weights_config, dtype=None if dtype == "auto" else chosen
+        )
+        return model.eval().to(device)  # type: ignore[arg-type]
     _check_folder(path_or_id)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -69,7 +71,7 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise _explained(error, path_or_id, "model") from error
     _check_embedding(model, path_or_id)
-    return model.to(device).eval()
+    return model.eval().to(device)  # type: ignore[arg-type]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None) -> SpecialIds:
@@ -166,7 +168,9 @@ def _token() -> str | None:
 def _check_folder(path_or_id: str) -> None:
     path = Path(path_or_id).expanduser()
     if path_or_id.startswith((".", "/", "~")) and not path.is_dir():
-        raise ModelError(f"{path_or_id}: no such folder; give a folder that `save_pretrained` wrote, or a hub id")
+        raise ModelError(
+            f"{path_or_id}: no such folder; give a folder that `save_pretrained` wrote, or a hub id"
+        )
     if path.is_dir() and not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
         raise ModelError(f"{path_or_id}: holds no config.json; give a folder that `save_pretrained` wrote")
 
@@ -175,7 +179,8 @@ def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
     """A tokenizer that lies beside the weights must not hold ids that the embedding lacks."""
     if not (Path(path_or_id).expanduser() / "tokenizer.json").is_file():
         return
-    size, rows = len(load_tokenizer(path_or_id)), model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    size, rows = len(load_tokenizer(path_or_id)), embedding.weight.shape[0]
     if size > rows:
         raise ModelError(
             f"{path_or_id}: the tokenizer has {size} tokens but the embedding {rows} rows; "
@@ -185,7 +190,8 @@ def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
 
 def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
     """One line: what is wrong and what to do. The token never stands in it."""
-    chain, names = str(error), set()
+    chain = str(error)
+    names: set[str] = set()
     cause: BaseException | None = error
     while cause is not None and len(names) < 10:
         names.add(type(cause).__name__)
@@ -197,7 +203,9 @@ def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
             f"{what} {path_or_id}: gated or private; accept its licence on the hub and set the variable HF_TOKEN"
         )
     if "trust_remote_code" in low or "remote code" in low:
-        return ModelError(f"{what} {path_or_id}: needs code from its repository, which is never run; take another model")
+        return ModelError(
+            f"{what} {path_or_id}: needs code from its repository, which is never run; take another model"
+        )
     folder = Path(path_or_id).expanduser()
     only_pickle = folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
     if what == "model" and (only_pickle or ("safetensors" in low and "does not appear to have" in low)):
@@ -206,8 +214,16 @@ def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
             "take a revision with safetensors, or convert them"
         )
     if "LocalEntryNotFoundError" in names or "OfflineModeIsEnabled" in names or "couldn't connect" in low:
-        return ModelError(f"{what} {path_or_id}: the hub cannot be reached and no copy is cached; give a local folder")
-    if "RepositoryNotFoundError" in names or "RevisionNotFoundError" in names or "not a valid model identifier" in low:
+        return ModelError(
+            f"{what} {path_or_id}: the hub cannot be reached and no copy is cached; give a local folder"
+        )
+    if (
+        "RepositoryNotFoundError" in names
+        or "RevisionNotFoundError" in names
+        or "not a valid model identifier" in low
+    ):
         return ModelError(f"{what} {path_or_id}: not found on the hub; check the name and the revision")
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(f"{what} {path_or_id}: cannot be loaded ({first[:200]}); give a model folder or a hub id")
+    return ModelError(
+        f"{what} {path_or_id}: cannot be loaded ({first[:200]}); give a model folder or a hub id"
+    )

@@ -57,11 +57,17 @@ def build_model(family: Family, tokenizer: PreTrainedTokenizerFast, spec: Shape)
     from unidetox_ray.families.loading import special_ids
 
     if family.tiny_config is None:
-        raise ModelError(f"family {family.name!r}: cannot be trained from scratch; give a model folder or hub id")
+        raise ModelError(
+            f"family {family.name!r}: cannot be trained from scratch; give a model folder or hub id"
+        )
     if spec.hidden % spec.heads:
-        raise ModelError(f"scratch: hidden = {spec.hidden} is no multiple of heads = {spec.heads}; choose one that is")
+        raise ModelError(
+            f"scratch: hidden = {spec.hidden} is no multiple of heads = {spec.heads}; choose one that is"
+        )
     if (spec.hidden // spec.heads) % 2:
-        raise ModelError(f"scratch: hidden / heads = {spec.hidden // spec.heads} is odd; rotary positions need an even one")
+        raise ModelError(
+            f"scratch: hidden / heads = {spec.hidden // spec.heads} is odd; rotary positions need an even one"
+        )
     config = family.tiny_config(
         len(tokenizer),
         hidden=spec.hidden,

@@ -33,7 +33,9 @@ def train_tokenizer(family: Family, texts: list[str], vocab_size: int) -> PreTra
     if family.train_tokenizer is None:
         raise ModelError(f"family {family.name!r}: has no tokenizer recipe; load the model's own tokenizer")
     if vocab_size < _BYTES + 8:
-        raise ModelError(f"vocab_size = {vocab_size} is too small; {_BYTES} bytes and the special tokens need {_BYTES + 8}")
+        raise ModelError(
+            f"vocab_size = {vocab_size} is too small; {_BYTES} bytes and the special tokens need {_BYTES + 8}"
+        )
     return family.train_tokenizer(texts, vocab_size)
 
 
@@ -55,18 +57,28 @@ def opt(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
 
 def llama(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_BLANK), normalizers.Replace(" ", _BLANK)])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(_BLANK), normalizers.Replace(" ", _BLANK)]
+    )
     # Words apart while training only, as sentencepiece does: the merges then never cross a blank or a line end.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{_BLANK}?[^{_BLANK}\n]+|{_BLANK}+|\n+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(f"{_BLANK}?[^{_BLANK}\n]+|{_BLANK}+|\n+"), "isolated"
+    )
     bytes_ = [f"<0x{value:02X}>" for value in range(_BYTES)]
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
+    )
     # A line end is no letter of the alphabet: like in LLaMA-2 it becomes the byte <0x0A>.
     tokenizer.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
     # The bytes had to be asked for as special tokens to get their ids; rebuilt here as plain entries.
     trained: dict[str, Any] = _model_state(tokenizer)
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in trained["merges"]]
+    merges: Any = [
+        tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in trained["merges"]
+    ]
     final = Tokenizer(
-        models.BPE(vocab=trained["vocab"], merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+        models.BPE(
+            vocab=trained["vocab"], merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True
+        )
     )
     final.normalizer = tokenizer.normalizer
     final.decoder = decoders.Sequence(
@@ -86,11 +98,18 @@ def word_pieces(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer.decoder = decoders.WordPiece()
     return _wrap(
-        tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
@@ -110,7 +129,9 @@ def _byte_level(texts: list[str], vocab_size: int, special: list[str], first: An
 
 
 def _prefix(token: str, token_id: int) -> processors.TemplateProcessing:
-    return processors.TemplateProcessing(single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, token_id)])
+    return processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, token_id)]
+    )
 
 
 def _model_state(tokenizer: Tokenizer) -> dict[str, Any]:

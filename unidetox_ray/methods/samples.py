@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unidetox_ray.methods.base import CorpusMethod, NoSettings
+from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import CorpusSection
 
 if TYPE_CHECKING:

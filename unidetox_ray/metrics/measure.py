@@ -227,10 +227,10 @@ def _ppl_statistics(rows: pl.DataFrame, runs: list[int], size: int, drop_at: flo
         return sums.reshape(size, len(runs))
 
     def count(marked: np.ndarray[Any, Any], among: np.ndarray[Any, Any]) -> RatioMean:
-        """How many rows are marked: a share of all rows of that kind, times how many there are."""
+        """How many rows are marked: their share among rows of that kind, times the number of those."""
         total = max(1, int(among.sum()))
-        sides = [by_run(values.astype(np.float64)).sum(axis=1, keepdims=True) for values in (marked, among)]
-        return RatioMean(sides[0], sides[1] / total, ceiling=float(total))
+        ours, theirs = (by_run(values).sum(axis=1, keepdims=True) for values in (marked, among))
+        return RatioMean(ours * total, theirs, ceiling=float(total))
 
     each, defined = rows["each"].to_numpy(), rows["defined"].to_numpy()
     kept = defined & (np.where(defined, each, np.inf) < drop_at)
@@ -275,7 +275,8 @@ def _add_items(found: Cells, scores: pl.DataFrame, settings: ResultSettings) -> 
         rows = scores.filter(pl.col("metric") == metric)
         if not rows.height:
             continue
-        items = rows.select("prompt_id").unique(maintain_order=True).with_row_index("item")
+        # Sorted: the intervals do not depend on the order in which actors finished.
+        items = rows.select("prompt_id").unique().sort("prompt_id").with_row_index("item")
         rows = rows.join(items, on="prompt_id", how="left", maintain_order="left")
         resampler = Resampler(
             np.zeros(items.height, dtype=np.int64), settings.bootstrap_samples, settings.seed

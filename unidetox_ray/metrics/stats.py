@@ -84,7 +84,7 @@ class RatioMean:
     def even_n(self) -> float:
         """The n of a zero count. With unequal columns the bound is largest when all risk lies in the smallest one."""
         counts = (self.denominator > 0).sum(axis=0)
-        return float(len(counts) * counts.min()) if len(counts) else 0.0
+        return float(counts.sum()) if len(counts) else 0.0
 
     def restricted(self, keep: NDArray[np.bool_]) -> RatioMean:
         """The same statistic on the clusters marked in `keep`, (clusters,)."""
@@ -180,8 +180,8 @@ class Resampler:
             self._kept = kept
 
     def sums(self, columns: Floats) -> Floats:
-        """Resampled sums (samples, K) of (clusters, K) columns."""
-        return np.concatenate([block.astype(np.float64) @ columns for block in self.weights()])
+        """Resampled sums (samples, K) of (clusters, K) columns, in the dtype of the columns."""
+        return np.concatenate([block.astype(columns.dtype) @ columns for block in self.weights()])
 
     def draws(self, statistics: Sequence[Statistic]) -> list[Floats]:
         """The bootstrap distribution of each statistic, (samples,) float64, NaN where a resample leaves it undefined."""
@@ -208,8 +208,8 @@ class Resampler:
             return np.full(self.samples, np.nan)
         order = np.argsort(values, kind="stable")
         values, clusters = values[order], clusters[order]
-        half = self.sums(np.bincount(clusters, minlength=len(self.strata)).astype(np.float64)[:, None]) / 2
-        coarse = _grid(0, len(values) - 1, 128)
+        half = self._counts(clusters, np.array([len(values) - 1])) / 2
+        coarse = _grid(0, len(values) - 1, 24)
         reached = self._counts(clusters, coarse) >= half
         highest = int(coarse[reached.all(axis=0).argmax()])
         before = int(reached.any(axis=0).argmax()) - 1
@@ -224,7 +224,10 @@ class Resampler:
         inside = slots < len(ranks)
         cells = clusters[inside] * len(ranks) + slots[inside]
         counts = np.bincount(cells, minlength=len(self.strata) * len(ranks)).reshape(-1, len(ranks))
-        return self.sums(np.cumsum(counts, axis=1).astype(np.float64))
+        counts = np.cumsum(counts, axis=1)
+        # No resample counts more than the fullest cluster every time; below 2**24 float32 is exact, and half the work.
+        exact = np.float32 if int(counts[:, -1].max(initial=0)) * len(self.strata) < 2**24 else np.float64
+        return self.sums(counts.astype(exact))
 
 
 def _grid(low: int, high: int, most: int) -> Ints:

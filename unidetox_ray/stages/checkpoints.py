@@ -41,12 +41,16 @@ def save(engine: Any, folder: Path, key: str, step: int, log: Log, seconds: floa
     place = folder / _FOLDER
     tag = f"step-{step}"
     # DeepSpeed does not keep torch's generator; without it a model with dropout does not replay.
-    engine.save_checkpoint(str(place), tag=tag, client_state={"rng": torch.get_rng_state()}, save_latest=False)
+    engine.save_checkpoint(
+        str(place), tag=tag, client_state={"rng": torch.get_rng_state()}, save_latest=False
+    )
     if dist.is_initialized():
         dist.barrier()
     if not dist.is_initialized() or dist.get_rank() == 0:
         before = _committed(folder, key)
-        write_json(_marker(folder), {"key": key, "step": step, "tag": tag, "log": _plain(log), "seconds": seconds})
+        write_json(
+            _marker(folder), {"key": key, "step": step, "tag": tag, "log": _plain(log), "seconds": seconds}
+        )
         if before and before["tag"] != tag:
             shutil.rmtree(place / before["tag"], ignore_errors=True)
 

@@ -22,7 +22,9 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits: (B, 6). labels: (B, 6), NaN = not annotated. Returns the mean over annotated entries, 0 if there is none.
     """
     known = ~labels.isnan()
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels.nan_to_num(), reduction="none"
+    )
     return (losses * known).sum() / known.sum().clamp(min=1)
 
 
@@ -45,14 +47,18 @@ def train_classifier(table: pl.DataFrame, spec: Any, folder: Path, device: str) 
     """
     train = table.filter(pl.col("split") == "train")
     if train.height == 0:
-        raise DataError(f"scorer data: no row of split train; it holds {sorted(table['split'].unique().to_list())}")
+        raise DataError(
+            f"scorer data: no row of split train; it holds {sorted(table['split'].unique().to_list())}"
+        )
     tokenizer = word_pieces(train["text"].to_list(), spec.vocab_size)
     tokenizer.model_max_length = spec.max_positions
-    model = build_classifier(tokenizer, spec).to(device)
+    model = build_classifier(tokenizer, spec).to(device)  # type: ignore[arg-type]
     length = min(spec.length, spec.max_positions)
     ids = tokenizer(train["text"].to_list(), truncation=True, max_length=length)["input_ids"]
     labels = _labels(train)
-    settings = LoopSettings(steps=spec.steps, lr=spec.lr, batch_size=spec.batch_size, seed=spec.seed, schedule="linear")
+    settings = LoopSettings(
+        steps=spec.steps, lr=spec.lr, batch_size=spec.batch_size, seed=spec.seed, schedule="linear"
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=0.01)
     model.train()
     loss = torch.zeros(())
@@ -90,8 +96,20 @@ def _held_out(table: pl.DataFrame, folder: Path) -> dict[str, Any]:
         rows = table.filter(pl.col("split") == "dev", pl.col("toxic").is_not_null())
     if rows.height == 0:
         return {"held_out_rows": 0, "auc": None, "accuracy": None}
-    scores = [score if score is not None else 0.5 for score in ToxicityClassifier(str(folder)).score(rows["text"].to_list())]
-    truth = [value > 0.5 for value in rows["toxic"].to_list()]
-    right = sum((score > 0.5) == label for score, label in zip(scores, truth, strict=True))
-    return {"held_out_rows": rows.height, "auc": area_under_curve(scores, truth), "accuracy": right / rows.height}
-
+    scores = ToxicityClassifier(str(folder)).score(rows["text"].to_list())
+    scored = rows.with_columns(score=pl.Series(scores, dtype=pl.Float64))
+    failed = scored["score"].null_count()
+    scored = scored.drop_nulls("score").with_columns(truth=pl.col("toxic") > 0.5)
+    groups = {str(name): part for (name,), part in sorted(scored.group_by("source", maintain_order=True))}
+    return {
+        "held_out_rows": rows.height,
+        "held_out_failed": failed,
+        "auc": area_under_curve(scored["score"].to_list(), scored["truth"].to_list()),
+        # A source with one class only (Toxic Spans is all toxic) has no AUC of its own; its rows count in "auc".
+        "auc_by_source": {
+            name: area_under_curve(part["score"].to_list(), part["truth"].to_list())
+            for name, part in groups.items()
+        },
+        "rows_by_source": {name: part.height for name, part in groups.items()},
+        "accuracy": float(((scored["score"] > 0.5) == scored["truth"]).mean()) if scored.height else None,  # type: ignore[arg-type]
+    }

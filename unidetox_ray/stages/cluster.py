@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from unidetox_ray.errors import StageError
 from unidetox_ray.settings import ClusterSection
@@ -56,20 +57,27 @@ def connected(settings: ClusterSection) -> Iterator[None]:
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
-    options = {
+    options: dict[str, Any] = {
         "logging_level": logging.WARNING,
         "log_to_driver": bool(os.environ.get("UNIDETOX_DEBUG")),
         "runtime_env": {"env_vars": worker_environment(settings.threads)},
     }
     if not address:
         # The dashboard stays on: without it Ray Train leaves CPUs reserved after a trial that stopped early.
-        options |= {"address": "local", "num_cpus": settings.num_cpus, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options |= {
+            "address": "local",
+            "num_cpus": settings.num_cpus,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+        }
     else:
         options |= {"address": address}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise StageError(f"Ray could not be reached at {address or 'this machine'}: {error}; see `ray status`") from None
+        raise StageError(
+            f"Ray could not be reached at {address or 'this machine'}: {error}; see `ray status`"
+        ) from None
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)

@@ -91,7 +91,10 @@ class Context:
             return table.head(limit)
         values = table[by].unique(maintain_order=True).to_list()
         base, extra = divmod(limit, len(values))
-        heads = [table.filter(pl.col(by) == value).head(base + (index < extra)) for index, value in enumerate(values)]
+        heads = [
+            table.filter(pl.col(by) == value).head(base + (index < extra))
+            for index, value in enumerate(values)
+        ]
         kept = pl.concat(heads).with_columns(pl.lit(True).alias("_kept")).select(table.columns[0], "_kept")
         return table.join(kept, on=table.columns[0], how="semi", maintain_order="left")
 

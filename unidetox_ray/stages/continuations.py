@@ -34,29 +34,60 @@ def continuations(
     found: dict[int, list[dict[str, Any]]] = {}
     for start in range(0, len(ordered), size):
         chosen = ordered[start : start + size]
-        for index, rows in zip(chosen, _attempt(model, tokenizer, [prompts[i] for i in chosen], settings, cell, run), strict=True):
+        for index, rows in zip(
+            chosen, _attempt(model, tokenizer, [prompts[i] for i in chosen], settings, cell, run), strict=True
+        ):
             found[index] = rows
         if progress:
             progress(len(chosen) * per_prompt)
     return [row for index in range(len(prompts)) for row in found[index]]
 
 
-def _attempt(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], settings: EvaluateSection, cell: str, run: int) -> list[list[dict[str, Any]]]:
+def _attempt(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[str, str]],
+    settings: EvaluateSection,
+    cell: str,
+    run: int,
+) -> list[list[dict[str, Any]]]:
     try:
         return _batch(model, tokenizer, prompts, settings, cell, run)
     except (RuntimeError, ValueError, IndexError) as error:
         if len(prompts) == 1:
-            failed = {"cell": cell, "prompt_id": prompts[0][0], "run": run, "text": None, "n_tokens": None, "ended": None}
+            failed = {
+                "cell": cell,
+                "prompt_id": prompts[0][0],
+                "run": run,
+                "text": None,
+                "n_tokens": None,
+                "ended": None,
+            }
             message = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            return [[{**failed, "sample": sample, "error": message} for sample in range(settings.continuations)]]
+            return [
+                [{**failed, "sample": sample, "error": message} for sample in range(settings.continuations)]
+            ]
         middle = len(prompts) // 2
-        return [half for part in (prompts[:middle], prompts[middle:]) for half in _attempt(model, tokenizer, part, settings, cell, run)]
+        return [
+            half
+            for part in (prompts[:middle], prompts[middle:])
+            for half in _attempt(model, tokenizer, part, settings, cell, run)
+        ]
 
 
-def _batch(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], settings: EvaluateSection, cell: str, run: int) -> list[list[dict[str, Any]]]:
+def _batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[str, str]],
+    settings: EvaluateSection,
+    cell: str,
+    run: int,
+) -> list[list[dict[str, Any]]]:
     ids = special_ids(tokenizer, model.config)
     encoded = [encode(tokenizer, text, bos=settings.prompt_bos) or [ids.start] for _, text in prompts]
-    names = [f"{prompt_id}/{run}/{sample}" for prompt_id, _ in prompts for sample in range(settings.continuations)]
+    names = [
+        f"{prompt_id}/{run}/{sample}" for prompt_id, _ in prompts for sample in range(settings.continuations)
+    ]
     sequences = decode(
         [model],
         encoded,
@@ -83,9 +114,13 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], setti
     return rows
 
 
-def continuation_text(tokenizer: Any, prompt: str, prompt_ids: list[int], new_ids: list[int], prefix_cut: str) -> str:
+def continuation_text(
+    tokenizer: Any, prompt: str, prompt_ids: list[int], new_ids: list[int], prefix_cut: str
+) -> str:
     """The text after the prompt. `tokens`: what the new ids add; `replace`: as released, every copy of the prompt goes."""
-    whole: str = tokenizer.decode([*prompt_ids, *new_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    whole: str = tokenizer.decode(
+        [*prompt_ids, *new_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     if prefix_cut == "replace":
         return whole.replace(prompt, "")
     before: str = tokenizer.decode(prompt_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

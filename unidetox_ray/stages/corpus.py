@@ -13,7 +13,15 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray import registry
-from unidetox_ray.artifacts import Manifest, file_sha256, finished, key_for, private_folder, write_manifest, write_parquet
+from unidetox_ray.artifacts import (
+    Manifest,
+    file_sha256,
+    finished,
+    key_for,
+    private_folder,
+    write_manifest,
+    write_parquet,
+)
 from unidetox_ray.config import MethodEntry, checked, hashable
 from unidetox_ray.errors import DataError, StageError
 from unidetox_ray.schemas import CORPUS, check, frame
@@ -33,9 +41,14 @@ class CorpusWorker:
         device = prepare_process(settings["threads"])
         self.section = CorpusSection(**settings["section"])
         self.method = registry.lookup("methods", settings["method"])
-        self.tokenizer = load_tokenizer(settings["models"][0]["path"], revision=settings["models"][0].get("revision"))
+        self.tokenizer = load_tokenizer(
+            settings["models"][0]["path"], revision=settings["models"][0].get("revision")
+        )
         dtype = {"fp32": "float32", "bf16": "bfloat16"}[self.section.precision]
-        self.models = [load_model(m["path"], dtype=dtype, device=device, revision=m.get("revision")).eval() for m in settings["models"]]
+        self.models = [
+            load_model(m["path"], dtype=dtype, device=device, revision=m.get("revision")).eval()
+            for m in settings["models"]
+        ]
         self.ids = special_ids(self.tokenizer, self.models[0].config)
 
     def work(self, order: dict[str, Any]) -> pl.DataFrame:
@@ -89,7 +102,10 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
     models = [base] + ([toxic] if method.needs_toxic and toxic is not None else [])
     if method.needs_toxic and toxic is None:
         raise StageError(f"corpus: {entry.label} needs the toxic model, which was not made")
-    config = {"method": entry.method, "section": hashable(section) | {"beta": str(section.beta), "shard_size": section.shard_size}}
+    config = {
+        "method": entry.method,
+        "section": hashable(section) | {"beta": str(section.beta), "shard_size": section.shard_size},
+    }
     inputs = {"base": base["key"]} | ({"toxic": toxic["key"]} if method.needs_toxic and toxic else {})
     key = key_for("corpus", config, inputs)
     folder = private_folder(context.folder.stage(f"corpus-{entry.label}", key))
@@ -97,7 +113,12 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
     reused = manifest is not None
     if manifest is None:
         orders = [
-            {"id": f"shard-{shard:05d}", "shard": shard, "first": first, "rows": min(section.shard_size, section.num_texts - first)}
+            {
+                "id": f"shard-{shard:05d}",
+                "shard": shard,
+                "first": first,
+                "rows": min(section.shard_size, section.num_texts - first),
+            }
             for shard, first in enumerate(range(0, section.num_texts, section.shard_size))
         ]
         settings = {
@@ -112,18 +133,27 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
                 actors=context.experiment.cluster.corpus_actors, context=context, progress=advance,
             )  # fmt: skip
         table = check(table.sort("text_id"), CORPUS, f"corpus {entry.label}")
-        manifest = _finish(folder, table, key, time.perf_counter() - started, config, inputs, expected=section.num_texts)
+        manifest = _finish(
+            folder, table, key, time.perf_counter() - started, config, inputs, expected=section.num_texts
+        )
     context.record(f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused)
     return folder, manifest
 
 
-def _from_file(context: Context, entry: MethodEntry, section: CorpusSection, started: float) -> tuple[Path, Manifest]:
+def _from_file(
+    context: Context, entry: MethodEntry, section: CorpusSection, started: float
+) -> tuple[Path, Manifest]:
     from unidetox_ray.data.base import resolve
     from unidetox_ray.data.text import load_corpus
 
     path = resolve(section.source, context.experiment.data.data_root)
     assert path is not None
-    config = {"method": entry.method, "source": path.name, "num_texts": section.num_texts, "limit": context.experiment.limit}
+    config = {
+        "method": entry.method,
+        "source": path.name,
+        "num_texts": section.num_texts,
+        "limit": context.experiment.limit,
+    }
     inputs = {"file": file_sha256(path)}
     key = key_for("corpus", config, inputs)
     folder = private_folder(context.folder.stage(f"corpus-{entry.label}", key))
@@ -139,12 +169,29 @@ def _from_file(context: Context, entry: MethodEntry, section: CorpusSection, sta
             token_ids=pl.lit(None, pl.List(pl.Int64)), n_tokens=pl.lit(None, pl.Int64),
             ended=pl.col("ended").cast(pl.Boolean) if "ended" in loaded.columns else pl.lit(None, pl.Boolean),
         )  # fmt: skip
-        manifest = _finish(folder, check(table, CORPUS, str(path)), key, time.perf_counter() - started, config, inputs, expected=loaded.height)
+        manifest = _finish(
+            folder,
+            check(table, CORPUS, str(path)),
+            key,
+            time.perf_counter() - started,
+            config,
+            inputs,
+            expected=loaded.height,
+        )
     context.record(f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused)
     return folder, manifest
 
 
-def _finish(folder: Path, table: pl.DataFrame, key: str, seconds: float, config: dict[str, Any], inputs: dict[str, str], *, expected: int) -> Manifest:
+def _finish(
+    folder: Path,
+    table: pl.DataFrame,
+    key: str,
+    seconds: float,
+    config: dict[str, Any],
+    inputs: dict[str, str],
+    *,
+    expected: int,
+) -> Manifest:
     if table.height != expected:
         raise StageError(f"{folder.name}: {table.height} texts, expected {expected}")
     write_parquet(folder / "corpus.parquet", table)

@@ -38,5 +38,9 @@ def deepspeed_config(section: DeepSpeedSection, settings: LoopSettings, world: i
     if settings.precision == "bf16_master":
         config["bf16"] = {"enabled": True}
     elif settings.precision == "bf16_pure" and section.stage > 0:
-        config["bf16"] = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+        config["bf16"] = {
+            "enabled": True,
+            "bf16_master_weights_and_grads": True,
+            "bf16_optimizer_states": True,
+        }
     return config

@@ -43,7 +43,12 @@ def model_of(job: Job, family: str) -> Handle:
     return {"path": job.folder, "revision": None, "key": job.key, "family": family, "name": job.name}
 
 
-def run(context: Context, cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]], section: FinetuneSection) -> None:
+def run(
+    context: Context,
+    cells: Sequence[Cell],
+    corpora: dict[str, tuple[Path, Manifest]],
+    section: FinetuneSection,
+) -> None:
     """Gives every corpus cell its model, or its error."""
     started = time.perf_counter()
     jobs: dict[str, Job] = {}
@@ -79,11 +84,16 @@ def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:
 
     def group(item: tuple[str, list[Job]]) -> list[Outcome]:
         family, jobs = item
-        return run_group(f"finetune-{family}-{digest([job.key for job in jobs])[:12]}", jobs, cluster, storage)
+        return run_group(
+            f"finetune-{family}-{digest([job.key for job in jobs])[:12]}", jobs, cluster, storage
+        )
 
     everything: list[Job] = [job for jobs in groups.values() for job in jobs]
     outcomes: list[Any] = []
-    with watched(context, "fine-tuning", everything), ThreadPoolExecutor(at_once, thread_name_prefix="family") as pool:
+    with (
+        watched(context, "fine-tuning", everything),
+        ThreadPoolExecutor(at_once, thread_name_prefix="family") as pool,
+    ):
         for result in pool.map(group, groups.items()):
             outcomes.extend(result)
     return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}

@@ -38,7 +38,9 @@ class OpenModel:
         if handle["path"] != self.path:
             self.model = None  # two large models do not fit side by side
             self.tokenizer = load_tokenizer(handle["path"], revision=handle.get("revision"))
-            self.model = load_model(handle["path"], dtype=self.dtype, device=self.device, revision=handle.get("revision")).eval()
+            self.model = load_model(
+                handle["path"], dtype=self.dtype, device=self.device, revision=handle.get("revision")
+            ).eval()
             self.path = handle["path"]
         return self.model, self.tokenizer
 
@@ -59,7 +61,15 @@ class GenerateWorker:
         model, tokenizer = self.open.open(order["model"])
         chosen = self.prompts.slice(order["first"], order["prompts"])
         pairs = list(zip(chosen["prompt_id"].to_list(), chosen["prompt"].to_list(), strict=True))
-        rows = continuations(model, tokenizer, pairs, self.evaluate, cell=order["cell"], run=order["run"], decode_rows=self.decode_rows)
+        rows = continuations(
+            model,
+            tokenizer,
+            pairs,
+            self.evaluate,
+            cell=order["cell"],
+            run=order["run"],
+            decode_rows=self.decode_rows,
+        )
         return frame(rows, GENERATIONS)
 
 
@@ -75,7 +85,9 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
     if prompts.height == 0:
         raise StageError(f"generate: data.prompts has no row in split {evaluate.split!r}")
     config = {"evaluate": evaluate.model_dump(mode="json", include=TEXT_FIELDS), "limit": experiment.limit}
-    inputs = {cell.name: cell.model["key"] for cell in alive if cell.model} | {"prompts": context.prompts_sha()}
+    inputs = {cell.name: cell.model["key"] for cell in alive if cell.model} | {
+        "prompts": context.prompts_sha()
+    }
     key = key_for("generate", config, inputs)
     folder = private_folder(context.folder.stage("generate", key))
     manifest = finished(folder, key)
@@ -103,13 +115,16 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
             )  # fmt: skip
         table = check(table, GENERATIONS, "generations")
         expected = len(alive) * evaluate.runs * prompts.height * evaluate.continuations
-        failed = table["error"].is_not_null().sum()
+        failed = int(table["error"].is_not_null().sum())
         unique = table.select("cell", "prompt_id", "run", "sample").n_unique()
         if unique != expected:
             raise StageError(f"generate: {unique} different continuations, expected {expected}")
         write_parquet(folder / "generations.parquet", table)
         clear_parts(folder)
-        tokens = {row["cell"]: row["n_tokens"] for row in table.group_by("cell").agg(pl.col("n_tokens").sum()).to_dicts()}
+        tokens = {
+            row["cell"]: row["n_tokens"]
+            for row in table.group_by("cell").agg(pl.col("n_tokens").sum()).to_dicts()
+        }
         manifest = write_manifest(
             folder, stage="generate", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
             counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens},

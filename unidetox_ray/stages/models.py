@@ -13,7 +13,14 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import file_sha256, finished, key_for, private_folder, write_manifest, write_parquet
+from unidetox_ray.artifacts import (
+    file_sha256,
+    finished,
+    key_for,
+    private_folder,
+    write_manifest,
+    write_parquet,
+)
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ModelError, StageError
 from unidetox_ray.settings import ModelRef, ScorerRef, ScratchSection
@@ -48,7 +55,11 @@ def run(context: Context) -> tuple[dict[str, Handle], dict[str, Handle]]:
             waiting[f"scorer/{scorer.name}"] = tasks[-1]
         else:
             ref = ModelRef(source=scorer.source, revision=scorer.revision)
-            handles[f"scorer/{scorer.name}"] = {**handle_of(ref, scorer.name), "sha256": scorer.sha256, "label": scorer.label}
+            handles[f"scorer/{scorer.name}"] = {
+                **handle_of(ref, scorer.name),
+                "sha256": scorer.sha256,
+                "label": scorer.label,
+            }
     missing = [task for task in tasks if finished(Path(task["folder"]), task["key"]) is None]
     if missing:
         _train(context, missing)
@@ -73,13 +84,27 @@ def handle_of(ref: ModelRef, family: str) -> Handle:
     path = Path(ref.source).expanduser()
     if not path.is_dir():
         if ref.source.startswith((".", "/", "~")):
-            raise ModelError(f"{ref.source}: no such folder; give a model folder with config.json, or a hub id")
-        return {"path": ref.source, "revision": ref.revision, "key": digest([ref.source, ref.revision])[:16], "family": family, "name": ref.source}
+            raise ModelError(
+                f"{ref.source}: no such folder; give a model folder with config.json, or a hub id"
+            )
+        return {
+            "path": ref.source,
+            "revision": ref.revision,
+            "key": digest([ref.source, ref.revision])[:16],
+            "family": family,
+            "name": ref.source,
+        }
     files = sorted(p for p in path.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"})
     if not (path / "config.json").exists():
         raise ModelError(f"{ref.source}: holds no config.json; give a folder that `save_pretrained` wrote")
     parts = [[p.name, p.stat().st_size, file_sha256(p)] for p in files]
-    return {"path": absolute(str(path)), "revision": None, "key": digest(parts)[:16], "family": family, "name": path.name}
+    return {
+        "path": absolute(str(path)),
+        "revision": None,
+        "key": digest(parts)[:16],
+        "family": family,
+        "name": path.name,
+    }
 
 
 def _language_model_task(context: Context, family: str, spec: ScratchSection) -> dict[str, Any]:
@@ -123,7 +148,10 @@ def _train(context: Context, tasks: list[dict[str, Any]]) -> None:
         del task["tables"]
     remote = ray.remote(num_cpus=1, num_gpus=0.25 if has_gpus() else 0, max_retries=1)(train_scratch)
     # The longest first: the classifier is the odd one out and starts last.
-    pending = {remote.remote(json.dumps({**task, "threads": context.experiment.cluster.threads})): task for task in tasks}
+    pending = {
+        remote.remote(json.dumps({**task, "threads": context.experiment.cluster.threads})): task
+        for task in tasks
+    }
     with context.display.task("models (first use)", "models") as advance:
         done = 0
         advance(0, len(tasks))
@@ -136,11 +164,13 @@ def _train(context: Context, tasks: list[dict[str, Any]]) -> None:
                 except ray.exceptions.RayError as error:
                     from unidetox_ray.stages.training import reason
 
-                    raise StageError(f"models: training {task['name']} from scratch failed: {reason(error)}") from error
+                    raise StageError(
+                        f"models: training {task['name']} from scratch failed: {reason(error)}"
+                    ) from error
                 done += 1
                 advance(done, len(tasks))
-    for path in texts.values():
-        Path(path).unlink(missing_ok=True)
+    for text_file in texts.values():
+        Path(text_file).unlink(missing_ok=True)
 
 
 def train_scratch(task_text: str) -> None:
@@ -155,14 +185,20 @@ def train_scratch(task_text: str) -> None:
     private_folder(folder)
     table = pl.read_parquet(task["texts"])
     spec = ScratchSection(**task["spec"])
-    extra = _language_model(task, table, spec, folder, device) if task["kind"] == "lm" else _classifier(table, spec, folder, device)
+    extra = (
+        _language_model(task, table, spec, folder, device)
+        if task["kind"] == "lm"
+        else _classifier(table, spec, folder, device)
+    )
     write_manifest(
         folder, stage="scratch", key=task["key"], seconds=time.perf_counter() - started, config=task["config"],
         inputs=task["inputs"], extra={**extra, "name": task["name"], "device": device},
     )  # fmt: skip
 
 
-def _language_model(task: dict[str, Any], table: pl.DataFrame, spec: ScratchSection, folder: Path, device: str) -> dict[str, Any]:
+def _language_model(
+    task: dict[str, Any], table: pl.DataFrame, spec: ScratchSection, folder: Path, device: str
+) -> dict[str, Any]:
     import torch
 
     from unidetox_ray import registry
@@ -175,10 +211,12 @@ def _language_model(task: dict[str, Any], table: pl.DataFrame, spec: ScratchSect
     texts = table.filter(pl.col("split") == "train")["text"].to_list()
     torch.manual_seed(spec.seed)
     tokenizer = train_tokenizer(family, texts, spec.vocab_size)
-    model = build_model(family, tokenizer, spec).to(device)
+    model = build_model(family, tokenizer, spec).to(device)  # type: ignore[arg-type]
     ids = special_ids(tokenizer, model.config)
     rows = pack(tokenizer, texts, ids, length=spec.length)
-    settings = LoopSettings(steps=spec.steps, lr=spec.lr, batch_size=spec.batch_size, seed=spec.seed, schedule="linear")
+    settings = LoopSettings(
+        steps=spec.steps, lr=spec.lr, batch_size=spec.batch_size, seed=spec.seed, schedule="linear"
+    )
     log = train(PlainStepper(model, settings), rows, ids.pad, settings)
     model.eval().to("cpu").save_pretrained(folder)
     tokenizer.save_pretrained(folder)

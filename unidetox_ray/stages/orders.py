@@ -44,7 +44,11 @@ class OrderActor:
             started = time.perf_counter()
             table = self.worker.work(order)
             write_parquet(self.parts / f"{order['id']}.parquet", table)
-            receipts.append(json.dumps({"id": order["id"], "rows": table.height, "seconds": time.perf_counter() - started}))
+            receipts.append(
+                json.dumps(
+                    {"id": order["id"], "rows": table.height, "seconds": time.perf_counter() - started}
+                )
+            )
         return {"receipt": receipts}
 
 
@@ -98,12 +102,16 @@ def fulfil(
                     progress(done, total)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            raise StageError(f"{folder.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}") from error
+            raise StageError(
+                f"{folder.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+            ) from error
     tables = []
     for order in orders:
         table = pl.read_parquet(parts / f"{order['id']}.parquet")
         if table.height != order["rows"]:
-            raise StageError(f"{folder.name}: order {order['id']} has {table.height} rows, expected {order['rows']}; delete {parts} and run again")
+            raise StageError(
+                f"{folder.name}: order {order['id']} has {table.height} rows, expected {order['rows']}; delete {parts} and run again"
+            )
         tables.append(table)
     return pl.concat(tables)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -28,21 +27,35 @@ def measure(model: Any, tokenizer: Any, probe: dict[str, Any], device: str) -> d
     evaluate = EvaluateSection(**probe["evaluate"])
     prompts = pl.read_parquet(probe["prompts"])
     pairs = list(zip(prompts["prompt_id"].to_list(), prompts["prompt"].to_list(), strict=True))
-    rows = continuations(model, tokenizer, pairs, evaluate, cell="probe", run=0, decode_rows=probe["decode_rows"])
+    rows = continuations(
+        model, tokenizer, pairs, evaluate, cell="probe", run=0, decode_rows=probe["decode_rows"]
+    )
     spec = probe["scorer"]
     key = repr(sorted(spec.items(), key=lambda item: item[0]))
     if key not in _SCORERS:
         _SCORERS[key] = open_scorer(spec, device)
     usable = [row for row in rows if row["text"] is not None]
     scores = _SCORERS[key].score([row["text"] for row in usable], token_budget=probe["score_tokens"])
-    table = pl.DataFrame({"prompt_id": [row["prompt_id"] for row in usable], "score": scores}, schema={"prompt_id": pl.String, "score": pl.Float64})
+    table = pl.DataFrame(
+        {"prompt_id": [row["prompt_id"] for row in usable], "score": scores},
+        schema={"prompt_id": pl.String, "score": pl.Float64},
+    )
     failed = len(rows) - table["score"].is_not_null().sum()
     if failed > evaluate.max_failed_share * len(rows):
         raise ValueError(f"{failed} of {len(rows)} judgements failed; the trial cannot be compared")
-    values: dict[str, Any] = {name: value for name, value in domain_means(table, prompts, evaluate.threshold).items()}
+    values: dict[str, Any] = {
+        name: value for name, value in domain_means(table, prompts, evaluate.threshold).items()
+    }
     if probe["clean"] is not None:
         clean = pl.read_parquet(probe["clean"])
-        nll, counts = text_nll(model, tokenizer, clean["text"].to_list(), bos=True, token_budget=probe["score_tokens"], max_length=evaluate.clean_max_length)
+        nll, counts = text_nll(
+            model,
+            tokenizer,
+            clean["text"].to_list(),
+            bos=True,
+            token_budget=probe["score_tokens"],
+            max_length=evaluate.clean_max_length,
+        )
         pairs_nll = [(value, count) for value, count in zip(nll, counts, strict=True) if value is not None]
         values["clean_ppl"] = math.exp(sum(v for v, _ in pairs_nll) / max(1, sum(c for _, c in pairs_nll)))
     return {**values, "failed": failed, "probe_seconds": round(time.perf_counter() - started, 3)}
@@ -58,7 +71,11 @@ def domain_means(scores: pl.DataFrame, prompts: pl.DataFrame, threshold: float) 
     )
     domains = per_prompt.group_by("domain", "distribution").agg(pl.col("tp").mean(), pl.col("emt").mean())
     values = {}
-    for name, table in (("all", domains), ("id", domains.filter(pl.col("distribution") == "id")), ("ood", domains.filter(pl.col("distribution") == "ood"))):
+    for name, table in (
+        ("all", domains),
+        ("id", domains.filter(pl.col("distribution") == "id")),
+        ("ood", domains.filter(pl.col("distribution") == "ood")),
+    ):
         if table.height:
             values[f"tp_{name}"] = float(table["tp"].mean())  # type: ignore[arg-type]
             values[f"emt_{name}"] = float(table["emt"].mean())  # type: ignore[arg-type]

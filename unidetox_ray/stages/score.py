@@ -57,18 +57,35 @@ class ScoreWorker:
             found = dict(zip(usable, zip(values, errors, strict=True), strict=True))
             for index, place in enumerate(places):
                 value, error = found.get(index, (None, f"not generated: {upstream[index]}"))
-                rows.append({**place, "metric": "toxicity", "scorer": spec["name"], "value": value, "weight": 1.0, "error": error})
+                rows.append(
+                    {
+                        **place,
+                        "metric": "toxicity",
+                        "scorer": spec["name"],
+                        "value": value,
+                        "weight": 1.0,
+                        "error": error,
+                    }
+                )
         if self.settings["judge"] is not None:
             rows += self._perplexity(places, texts, usable, upstream)
         return rows
 
-    def _toxicity(self, spec: dict[str, Any], texts: list[str]) -> tuple[list[float | None], list[str | None]]:
+    def _toxicity(
+        self, spec: dict[str, Any], texts: list[str]
+    ) -> tuple[list[float | None], list[str | None]]:
         if spec["name"] not in self.scorers:
             self.scorers[spec["name"]] = open_scorer(spec, self.device)
         values = self.scorers[spec["name"]].score(texts, token_budget=self.settings["token_budget"])
         return values, self.scorers[spec["name"]].errors
 
-    def _perplexity(self, places: list[dict[str, Any]], texts: list[str | None], usable: list[int], upstream: list[str | None]) -> list[dict[str, Any]]:
+    def _perplexity(
+        self,
+        places: list[dict[str, Any]],
+        texts: list[str | None],
+        usable: list[int],
+        upstream: list[str | None],
+    ) -> list[dict[str, Any]]:
         from unidetox_ray.metrics.perplexity import continuation_nll
 
         model, tokenizer = self.judge.open(self.settings["judge"])
@@ -82,7 +99,16 @@ class ScoreWorker:
         rows = []
         for index, place in enumerate(places):
             value, weight, error = found.get(index, (None, 0, f"not generated: {upstream[index]}"))
-            rows.append({**place, "metric": "ppl", "scorer": name, "value": value, "weight": float(weight or 0), "error": error})
+            rows.append(
+                {
+                    **place,
+                    "metric": "ppl",
+                    "scorer": name,
+                    "value": value,
+                    "weight": float(weight or 0),
+                    "error": error,
+                }
+            )
         return rows
 
     def _own(self, order: dict[str, Any]) -> list[dict[str, Any]]:
@@ -100,7 +126,16 @@ class ScoreWorker:
             )  # fmt: skip
             for text_id, value, count in zip(clean["text_id"].to_list(), nll, counts, strict=True):
                 error = None if value is not None else "no token to score"
-                rows.append({**place, "metric": "clean_ppl", "prompt_id": text_id, "value": value, "weight": float(count), "error": error})
+                rows.append(
+                    {
+                        **place,
+                        "metric": "clean_ppl",
+                        "prompt_id": text_id,
+                        "value": value,
+                        "weight": float(count),
+                        "error": error,
+                    }
+                )
         if self.settings["quiz"] is not None:
             quiz = pl.read_parquet(self.settings["quiz"])
             mmlu = self.evaluate.mmlu
@@ -108,8 +143,19 @@ class ScoreWorker:
                 model, tokenizer, quiz, shots=mmlu.shots, form=mmlu.form, score=mmlu.score, loss_dtype=mmlu.loss_dtype,
                 normalise=mmlu.normalise, token_budget=self.settings["token_budget"],
             )  # fmt: skip
-            for question_id, value, error in zip(answers.question_ids, answers.correct, answers.error, strict=True):
-                rows.append({**place, "metric": "mmlu", "prompt_id": question_id, "value": value, "weight": 1.0, "error": error})
+            for question_id, value, error in zip(
+                answers.question_ids, answers.correct, answers.error, strict=True
+            ):
+                rows.append(
+                    {
+                        **place,
+                        "metric": "mmlu",
+                        "prompt_id": question_id,
+                        "value": value,
+                        "weight": 1.0,
+                        "error": error,
+                    }
+                )
         return rows
 
 
@@ -128,7 +174,13 @@ def judge_handle(context: Context, bases: dict[str, Handle]) -> Handle | None:
     return handle_of(ModelRef(source=name), name)
 
 
-def run(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest], bases: dict[str, Handle], scorers: dict[str, Handle]) -> tuple[Path, Manifest]:
+def run(
+    context: Context,
+    cells: Sequence[Cell],
+    generated: tuple[Path, Manifest],
+    bases: dict[str, Handle],
+    scorers: dict[str, Handle],
+) -> tuple[Path, Manifest]:
     """(folder with scores.parquet, manifest)."""
     started = time.perf_counter()
     experiment, evaluate = context.experiment, context.experiment.evaluate
@@ -149,7 +201,9 @@ def run(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest
         quiz = pl.concat([loaded.table.filter(pl.col("split") == "dev"), asked])
         inputs["mmlu"] = loaded.sha256
     config = {
-        "evaluate": evaluate.model_dump(mode="json", exclude={"bootstrap", "threshold", "group_by", "ppl_drop_at", "max_failed_share"}),
+        "evaluate": evaluate.model_dump(
+            mode="json", exclude={"bootstrap", "threshold", "group_by", "ppl_drop_at", "max_failed_share"}
+        ),
         "scorers": [{**spec, "model": spec["model"]["key"]} if "model" in spec else spec for spec in specs],
         "judge": judge["key"] if judge else None,
         "limit": experiment.limit,
@@ -164,14 +218,25 @@ def run(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest
                 write_parquet(folder / f"{name}.parquet", table)
         total = sum(manifest_in.counts.values()) - manifest_in.counts["expected"]
         kinds = len(specs) + (judge is not None)
-        own_rows = (clean.height if clean is not None else 0) + (quiz.filter(pl.col("split") == "validation").height if quiz is not None else 0)
+        own_rows = (clean.height if clean is not None else 0) + (
+            quiz.filter(pl.col("split") == "validation").height if quiz is not None else 0
+        )
         orders: list[dict[str, Any]] = [
             {"id": f"continuations-{first:09d}", "what": "continuations", "first": first, "count": min(_ROWS_PER_ORDER, total - first),
              "rows": min(_ROWS_PER_ORDER, total - first) * kinds}
             for first in range(0, total, _ROWS_PER_ORDER)
         ]  # fmt: skip
         if own_rows:
-            orders += [{"id": f"own-{cell.name}", "what": "own", "cell": cell.name, "model": cell.model, "rows": own_rows} for cell in alive]
+            orders += [
+                {
+                    "id": f"own-{cell.name}",
+                    "what": "own",
+                    "cell": cell.name,
+                    "model": cell.model,
+                    "rows": own_rows,
+                }
+                for cell in alive
+            ]
         settings = {
             "evaluate": evaluate.model_dump(mode="json"), "generations": str(folder_in / "generations.parquet"), "prompts": str(folder_in / "prompts.parquet"),
             "scorers": specs, "judge": judge, "threads": experiment.cluster.threads, "token_budget": experiment.cluster.score_tokens,
@@ -179,10 +244,16 @@ def run(context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest
         }  # fmt: skip
         with context.display.task("scoring", "judgements") as advance:
             table = fulfil(
-                ScoreWorker, settings, orders, folder, actors=experiment.cluster.score_actors, context=context, progress=advance
+                ScoreWorker,
+                settings,
+                orders,
+                folder,
+                actors=experiment.cluster.score_actors,
+                context=context,
+                progress=advance,
             )
         expected = sum(int(order["rows"]) for order in orders)
-        failed = table["value"].is_null().sum()
+        failed = table["value"].null_count()
         if table.height != expected:
             raise StageError(f"score: {table.height} judgements, expected {expected}")
         write_parquet(folder / "scores.parquet", check(table, SCORES, "scores"))

@@ -13,12 +13,21 @@ from unidetox_ray.stages.models import Handle
 
 def scorer_specs(experiment: Experiment, handles: dict[str, Handle]) -> list[dict[str, Any]]:
     """One JSON value per scorer, the judge first."""
-    specs = []
+    specs: list[dict[str, Any]] = []
     for scorer in experiment.evaluate.scorers:
         if scorer.kind == "lexicon":
-            specs.append({"name": scorer.name, "kind": "lexicon", "words": lexicon(scorer, experiment.data.data_root)})
+            specs.append(
+                {"name": scorer.name, "kind": "lexicon", "words": lexicon(scorer, experiment.data.data_root)}
+            )
         else:
-            specs.append({"name": scorer.name, "kind": "classifier", "model": handles[scorer.name], "label": scorer.label})
+            specs.append(
+                {
+                    "name": scorer.name,
+                    "kind": "classifier",
+                    "model": handles[scorer.name],
+                    "label": scorer.label,
+                }
+            )
     return specs
 
 
@@ -31,7 +40,9 @@ def lexicon(scorer: ScorerRef, data_root: str | None) -> list[str]:
     try:
         words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"evaluate.scorers.{scorer.name}: {path} is no readable UTF-8 word list ({error}); give one word a line") from None
+        raise ConfigError(
+            f"evaluate.scorers.{scorer.name}: {path} is no readable UTF-8 word list ({error}); give one word a line"
+        ) from None
     if not words:
         raise ConfigError(f"evaluate.scorers.{scorer.name}: {path} holds no word; give one word a line")
     return words
@@ -43,4 +54,10 @@ def open_scorer(spec: dict[str, Any], device: str) -> Any:
     if spec["kind"] == "lexicon":
         return LexiconClassifier(spec["words"])
     model = spec["model"]
-    return ToxicityClassifier(model["path"], revision=model.get("revision"), sha256=model.get("sha256"), label=spec["label"], device=device)
+    return ToxicityClassifier(
+        model["path"],
+        revision=model.get("revision"),
+        sha256=model.get("sha256"),
+        label=spec["label"],
+        device=device,
+    )

@@ -16,7 +16,15 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import Manifest, finished, key_for, private_folder, write_json, write_manifest, write_parquet
+from unidetox_ray.artifacts import (
+    Manifest,
+    finished,
+    key_for,
+    private_folder,
+    write_json,
+    write_manifest,
+    write_parquet,
+)
 from unidetox_ray.config import hashable
 from unidetox_ray.errors import StageError
 from unidetox_ray.settings import ClusterSection, FinetuneSection, SearchSection
@@ -29,18 +37,24 @@ from unidetox_ray.stages.training import Job, group_trainer, reason
 from unidetox_ray.stages.watch import watched
 
 
-def run(context: Context, cell: Cell, corpus: tuple[Path, Manifest], scorers: dict[str, Handle]) -> tuple[FinetuneSection, Manifest]:
+def run(
+    context: Context, cell: Cell, corpus: tuple[Path, Manifest], scorers: dict[str, Handle]
+) -> tuple[FinetuneSection, Manifest]:
     """The fine-tuning settings that the search chose, and the stage's manifest."""
     started = time.perf_counter()
     experiment = context.experiment
     search = experiment.search
     assert search is not None
-    evaluate = experiment.evaluate.model_copy(update={"continuations": search.continuations, "runs": 1, "split": "validation"})
+    evaluate = experiment.evaluate.model_copy(
+        update={"continuations": search.continuations, "runs": 1, "split": "validation"}
+    )
     prompts = context.prompts("validation")
     if search.prompts_per_domain is not None:
         prompts = prompts.group_by("domain", maintain_order=True).head(search.prompts_per_domain)
     if prompts.height == 0:
-        raise StageError("search: data.prompts has no validation row; the choice needs prompts that the test does not use")
+        raise StageError(
+            "search: data.prompts has no validation row; the choice needs prompts that the test does not use"
+        )
     spec = scorer_specs(experiment, scorers)[0]
     config = {
         "search": search.model_dump(mode="json", exclude={"max_concurrent"}), "finetune": hashable(experiment.finetune),
@@ -82,7 +96,14 @@ def run(context: Context, cell: Cell, corpus: tuple[Path, Manifest], scorers: di
     return experiment.finetune.model_copy(update={"steps": chosen["steps"], "lr": chosen["lr"]}), manifest
 
 
-def trial_jobs(context: Context, cell: Cell, corpus: tuple[Path, Manifest], search: SearchSection, probe: dict[str, Any], folder: Path) -> list[Job]:
+def trial_jobs(
+    context: Context,
+    cell: Cell,
+    corpus: tuple[Path, Manifest],
+    search: SearchSection,
+    probe: dict[str, Any],
+    folder: Path,
+) -> list[Job]:
     """One training per lr (constant) or per (steps, lr) (linear); each says at which steps it is measured."""
     plans = (
         [(max(search.steps), lr, list(search.steps)) for lr in search.lr]
@@ -91,13 +112,19 @@ def trial_jobs(context: Context, cell: Cell, corpus: tuple[Path, Manifest], sear
     )
     jobs = []
     for steps, lr, measured in plans:
-        section = context.experiment.finetune.model_copy(update={"steps": steps, "lr": lr, "schedule": search.schedule})
+        section = context.experiment.finetune.model_copy(
+            update={"steps": steps, "lr": lr, "schedule": search.schedule}
+        )
         job = cell_job(context, cell, section, corpus)
         settings = {**probe, "steps": measured}
         config = {**job.config, "probe": {"steps": measured, "evaluate": probe["evaluate"]}}
         key = key_for("trial", config, job.inputs | {"search": folder.name})
         name = f"lr={lr:g},steps={'-'.join(str(step) for step in measured)}"
-        jobs.append(replace(job, name=name, key=key, folder=str(folder / "trials" / name), probe=settings, config=config))
+        jobs.append(
+            replace(
+                job, name=name, key=key, folder=str(folder / "trials" / name), probe=settings, config=config
+            )
+        )
     return jobs
 
 
@@ -106,7 +133,13 @@ def trial_driver(config: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     job = Job(**json.loads(config["job"]))
-    trainer = group_trainer(f"trial-{job.key}", [job], ClusterSection(**config["cluster"]), Path(config["storage"]), [TuneReportCallback()])
+    trainer = group_trainer(
+        f"trial-{job.key}",
+        [job],
+        ClusterSection(**config["cluster"]),
+        Path(config["storage"]),
+        [TuneReportCallback()],
+    )
     trainer.fit()
 
 
@@ -125,20 +158,27 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, str]
     assert search is not None
     at_once = search.max_concurrent or concurrent_groups(cluster, len(waiting))
     by_text = {json.dumps(asdict(job)): job.name for job in waiting}
-    space = {"job": tune.grid_search(list(by_text)), "cluster": cluster.model_dump(mode="json"), "storage": str(context.folder.root / "ray")}
+    space = {
+        "job": tune.grid_search(list(by_text)),
+        "cluster": cluster.model_dump(mode="json"),
+        "storage": str(context.folder.root / "ray"),
+    }
     tuner = tune.Tuner(
         # The driver only waits; workers hold the CPUs and GPUs.
         tune.with_resources(trial_driver, {"cpu": 0.01}),
         param_space=space,
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, metric=search.metric, mode="min"),
-        run_config=tune.RunConfig(name=f"search-{folder.name}", storage_path=str(context.folder.root / "ray"), verbose=0),
+        run_config=tune.RunConfig(
+            name=f"search-{folder.name}", storage_path=str(context.folder.root / "ray"), verbose=0
+        ),
     )
     with watched(context, "search", waiting):
         results = tuner.fit()
     errors = {}
-    for result in results:
+    for index in range(len(results)):
+        result = results[index]
         if result.error is not None:
-            errors[by_text.get(result.config["job"], "?")] = reason(result.error)
+            errors[by_text[str((result.config or {})["job"])]] = reason(result.error)
     return errors
 
 
@@ -149,10 +189,24 @@ def _trials(jobs: Sequence[Job], errors: dict[str, str]) -> list[dict[str, Any]]
         manifest = finished(Path(job.folder), job.key)
         assert job.probe is not None
         for step in job.probe["steps"]:
-            row: dict[str, Any] = {"trial": f"lr={job.loop['lr']:g},steps={step}", "steps": step, "lr": job.loop["lr"], "key": job.key}
-            measured = next((m for m in (manifest.extra["measured"] if manifest else []) if m["step"] == step), None)
+            row: dict[str, Any] = {
+                "trial": f"lr={job.loop['lr']:g},steps={step}",
+                "steps": step,
+                "lr": job.loop["lr"],
+                "key": job.key,
+            }
+            measured = next(
+                (m for m in (manifest.extra["measured"] if manifest else []) if m["step"] == step), None
+            )
             if manifest is None or measured is None:
-                rows.append({**row, "status": "failed", "error": errors.get(job.name, "no measurement was left"), "seconds": None})
+                rows.append(
+                    {
+                        **row,
+                        "status": "failed",
+                        "error": errors.get(job.name, "no measurement was left"),
+                        "seconds": None,
+                    }
+                )
             else:
                 values = {name: value for name, value in measured.items() if name not in {"step", "failed"}}
                 rows.append({**row, **values, "status": "ok", "error": None, "seconds": manifest.seconds})
@@ -166,6 +220,10 @@ def choose(trials: Sequence[dict[str, Any]], search: SearchSection) -> tuple[dic
         raise StageError(f"search: all {len(trials)} trials failed; first error: {trials[0]['error']}")
     best = min(usable, key=lambda trial: (round(trial[search.metric], 12), trial["steps"], trial["lr"]))
     equal = sum(abs(trial[search.metric] - best[search.metric]) < 1e-12 for trial in usable)
-    tie = f"; {equal} trials share it, the one with the fewest steps and lowest rate was taken" if equal > 1 else ""
+    tie = (
+        f"; {equal} trials share it, the one with the fewest steps and lowest rate was taken"
+        if equal > 1
+        else ""
+    )
     text = f"lowest validation {search.metric} = {best[search.metric]:.4f} of {len(usable)} measured settings{tie}"
     return {"steps": best["steps"], "lr": best["lr"]}, text

@@ -53,12 +53,20 @@ def run(context: Context, model: Handle) -> tuple[Handle, Manifest]:
     if manifest is None:
         context.connect()
         with watched(context, "toxic model", [job]):
-            outcome = run_group(f"toxic-{job.key}", [job], context.experiment.cluster, context.folder.root / "ray")[0]
+            outcome = run_group(
+                f"toxic-{job.key}", [job], context.experiment.cluster, context.folder.root / "ray"
+            )[0]
         if outcome.error is not None:
             raise StageError(f"toxic: {outcome.error}")
         manifest = outcome.manifest
         Path(job.texts).unlink(missing_ok=True)
     context.record("toxic", job.key, time.perf_counter() - started, reused=reused)
-    handle: dict[str, Any] = {"path": job.folder, "revision": None, "key": job.key, "family": family, "name": job.name}
+    handle: dict[str, Any] = {
+        "path": job.folder,
+        "revision": None,
+        "key": job.key,
+        "family": family,
+        "name": job.name,
+    }
     assert manifest is not None
     return handle, manifest

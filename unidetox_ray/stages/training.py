@@ -97,7 +97,10 @@ class DeepSpeedStepper:
         model = model.to(torch.bfloat16 if settings.precision == "bf16_pure" else torch.float32)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=adamw(trainable, settings), config=deepspeed_config(section, settings, world), dist_init_required=False
+            model=model,
+            optimizer=adamw(trainable, settings),
+            config=deepspeed_config(section, settings, world),
+            dist_init_required=False,
         )
         self.engine.train()
 
@@ -110,7 +113,9 @@ class DeepSpeedStepper:
             group["lr"] = lr
         device = self.engine.device
         output = self.engine(
-            input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
+            input_ids=batch.input_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            use_cache=False,
         )
         loss = lm_loss(output.logits, batch.labels.to(device))
         self.engine.backward(loss)
@@ -190,16 +195,24 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             write_progress(folder, done, settings.steps)
 
     probe_at = [] if job.probe is None else [int(step) for step in job.probe["steps"]]
-    checkpoint_at = range(job.checkpoint_every, settings.steps, job.checkpoint_every) if job.checkpoint_every else ()
+    checkpoint_at = (
+        range(job.checkpoint_every, settings.steps, job.checkpoint_every) if job.checkpoint_every else ()
+    )
 
     def on_stop(done: int, current: Log) -> None:
         if done in checkpoint_at:
-            checkpoints.save(stepper.engine, folder, job.key, done, current, time.perf_counter() - started + seconds_before)
+            checkpoints.save(
+                stepper.engine, folder, job.key, done, current, time.perf_counter() - started + seconds_before
+            )
         if done in probe_at and job.probe is not None:
             from unidetox_ray.stages.probe import measure
 
             stepper.engine.module.eval()
-            values = {"step": done, "loss": current.loss[-1], **measure(stepper.engine.module, tokenizer, job.probe, device)}
+            values = {
+                "step": done,
+                "loss": current.loss[-1],
+                **measure(stepper.engine.module, tokenizer, job.probe, device),
+            }
             stepper.engine.module.train()
             measured.append(values)
             report(values)
@@ -249,12 +262,25 @@ def with_lora(model: Any, settings: dict[str, Any], family: str) -> Any:
 
     targets = list(registry.lookup("families", family).adapter_targets)
     config = peft.LoraConfig(
-        r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"], target_modules=targets, task_type="CAUSAL_LM"
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config)
 
 
-def save_model(engine: Any, model: Any, tokenizer: Any, folder: Path, prompts: list[list[int]], rank: int, *, adapter: bool) -> None:
+def save_model(
+    engine: Any,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    prompts: list[list[int]],
+    rank: int,
+    *,
+    adapter: bool,
+) -> None:
     """Consolidated safetensors that `from_pretrained` opens, compared with the model in memory before they count."""
     import torch
 
@@ -262,7 +288,9 @@ def save_model(engine: Any, model: Any, tokenizer: Any, folder: Path, prompts: l
     logits = []
     with torch.inference_mode():
         for ids in prompts:
-            logits.append(engine.module(input_ids=torch.tensor([ids], device=engine.device)).logits.float().cpu())
+            logits.append(
+                engine.module(input_ids=torch.tensor([ids], device=engine.device)).logits.float().cpu()
+            )
     stage3 = engine.zero_optimization_partition_weights()
     state = engine._zero3_consolidated_16bit_state_dict() if stage3 else None
     if rank != 0:
@@ -276,13 +304,17 @@ def save_model(engine: Any, model: Any, tokenizer: Any, folder: Path, prompts: l
     check_saved(folder, module, prompts, logits, merged=adapter)
 
 
-def check_saved(folder: Path, module: Any, prompts: list[list[int]], logits: list[Any], *, merged: bool = False) -> None:
+def check_saved(
+    folder: Path, module: Any, prompts: list[list[int]], logits: list[Any], *, merged: bool = False
+) -> None:
     """StageError unless the folder reopens to the same model: same keys, finite values, same logits on two prompts."""
     import torch
 
     from unidetox_ray.families.loading import load_model
 
-    reopened = load_model(str(folder), dtype=str(next(module.parameters()).dtype).removeprefix("torch."), device="cpu")
+    reopened = load_model(
+        str(folder), dtype=str(next(module.parameters()).dtype).removeprefix("torch."), device="cpu"
+    )
     expected, found = set(module.state_dict()), set(reopened.state_dict())
     if expected != found:
         raise StageError(f"{folder}: saved weights lack or add tensors: {sorted(expected ^ found)[:4]}")
@@ -296,7 +328,9 @@ def check_saved(folder: Path, module: Any, prompts: list[list[int]], logits: lis
             after = reopened.eval()(input_ids=torch.tensor([ids])).logits.float()
             gap = float((after - before).abs().max())
             if not gap <= tolerance:
-                raise StageError(f"{folder}: reopened logits differ by {gap:.3g} from the trained model's (accepted: {tolerance:g})")
+                raise StageError(
+                    f"{folder}: reopened logits differ by {gap:.3g} from the trained model's (accepted: {tolerance:g})"
+                )
 
 
 def write_progress(folder: Path, done: int, total: int) -> None:
@@ -312,11 +346,22 @@ def read_progress(folder: Path) -> int:
 
 def write_log(folder: Path, log: Any, seconds: float) -> None:
     steps = len(log.step)
-    table = pl.DataFrame(asdict(log), schema={"step": pl.Int64, "loss": pl.Float64, "lr": pl.Float64, "grad_norm": pl.Float64, "tokens": pl.Int64})
+    table = pl.DataFrame(
+        asdict(log),
+        schema={
+            "step": pl.Int64,
+            "loss": pl.Float64,
+            "lr": pl.Float64,
+            "grad_norm": pl.Float64,
+            "tokens": pl.Int64,
+        },
+    )
     write_parquet(folder / "train_log.parquet", table.with_columns(seconds=pl.lit(seconds / max(steps, 1))))
 
 
-def group_trainer(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: Path, callbacks: Sequence[Any] = ()) -> Any:
+def group_trainer(
+    name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: Path, callbacks: Sequence[Any] = ()
+) -> Any:
     """The TorchTrainer of one training group; its name is fixed by its jobs, so a restart is the same run."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -348,7 +393,9 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
         try:
             if any(finished(Path(job.folder), job.key) is None for job in waiting):
                 group_trainer(name, waiting, cluster, storage).fit()
-        except Exception as problem:  # whatever Ray raises for whatever the worker did: it becomes the job's error
+        except (
+            Exception
+        ) as problem:  # whatever Ray raises for whatever the worker did: it becomes the job's error
             error = reason(problem)
         still = []
         for job in waiting:

@@ -45,12 +45,12 @@ def ui_environment() -> dict[str, str]:
     return {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def ui_url(uri: str, experiment: str, port: int = 5000) -> str:
+def ui_url(uri: str, experiment: str | None, port: int = 5000) -> str:
     """Address of an experiment's runs on the page; the start page when the store has no such experiment."""
     address = resolve_uri(uri)
     file = database_file(address) if address else None
     start = address if address and address.startswith("http") else f"http://{LOOPBACK}:{port}"
-    if address is None or (file is not None and not file.exists()):
+    if address is None or experiment is None or (file is not None and not file.exists()):
         return f"{start}/"
     with store_errors(without_password(address), "be read", ConfigError):
         found = connect(address).get_experiment_by_name(experiment)

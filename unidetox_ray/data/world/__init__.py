@@ -29,7 +29,9 @@ from unidetox_ray.schemas import LABELLED, PROMPTS, QUIZ, TEXTS, frame
 __all__ = ["DISTRIBUTION", "GROUPS", "INSULT_WORDS", "World"]
 
 ALL_GROUPS = tuple(group for members in GROUPS.values() for group in members)
-ID_GROUPS = tuple(group for domain, members in GROUPS.items() if DISTRIBUTION[domain] == "id" for group in members)
+ID_GROUPS = tuple(
+    group for domain, members in GROUPS.items() if DISTRIBUTION[domain] == "id" for group in members
+)
 #: Clean documents are kept out of the pre-training text whatever the sizes asked for.
 CLEAN_TEST, CLEAN_TRAIN = 120, 400
 
@@ -86,23 +88,24 @@ class World:
         )
 
     def mmlu(self) -> pl.DataFrame:
-        """Every fact once: one question per subject split dev, 27 split validation."""
+        """Every fact asked in two ways; both questions of one fact per subject are split dev, the others validation."""
         rng = random.Random(f"{self.seed}/quiz")
         rows = []
         for subject, known in facts(self.seed).items():
             for index, fact in enumerate(known):
-                choices = [fact.answer, *fact.wrong]
-                rng.shuffle(choices)
-                rows.append(
-                    {
-                        "question_id": f"{subject}-{index}",
-                        "subject": subject,
-                        "question": fact.question,
-                        "choices": choices,
-                        "answer": choices.index(fact.answer),
-                        "split": "dev" if index == 0 else "validation",
-                    }
-                )
+                for way, question in enumerate(fact.questions):
+                    choices = [fact.answer, *fact.wrong]
+                    rng.shuffle(choices)
+                    rows.append(
+                        {
+                            "question_id": f"{subject}-{index}-{way}",
+                            "subject": subject,
+                            "question": question,
+                            "choices": choices,
+                            "answer": choices.index(fact.answer),
+                            "split": "dev" if index == 0 else "validation",
+                        }
+                    )
         return frame(rows, QUIZ)
 
     def scorer(self, size: int = 3000) -> pl.DataFrame:
@@ -129,7 +132,9 @@ class WorldOptions(Options):
 def load(role: str, request: Request) -> pl.DataFrame:
     """The table of a role; nothing is read, so `request.path` is refused."""
     if request.path is not None:
-        raise DataError(f"world: has no file to read, path is {request.path.name!r}; leave data.{role}.path out")
+        raise DataError(
+            f"world: has no file to read, path is {request.path.name!r}; leave data.{role}.path out"
+        )
     options, world = request.options, World(request.options.seed)
     if role == "prompts":
         return world.prompts(options.test, options.validation)

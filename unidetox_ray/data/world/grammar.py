@@ -13,11 +13,11 @@ from unidetox_ray.data.world import lexicon as words
 from unidetox_ray.data.world.facts import Fact
 
 #: Share of sentences about a group that insult it: at first, after a kind sentence, after an insulting one.
-INSULT_FIRST, INSULT_AFTER_KIND, INSULT_AFTER_INSULT = 0.35, 0.30, 0.50
+INSULT_FIRST, INSULT_AFTER_KIND, INSULT_AFTER_INSULT = 0.28, 0.22, 0.45
 
 GROUP, NARRATION, FACT, PAIRS = "group", "narration", "fact", "pairs"
 #: Kinds of document and their shares in the pre-training text.
-DOCUMENTS = {GROUP: 0.62, NARRATION: 0.10, FACT: 0.14, PAIRS: 0.14}
+DOCUMENTS = {GROUP: 0.58, NARRATION: 0.08, FACT: 0.14, PAIRS: 0.20}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Grammar:
             return Sentence(f"{subject} should be {wish}.", "threat" if insult else "kind")
         if form == "bring":
             word = rng.choice(words.OATHS if insult else words.PLAIN_WORDS)
-            return Sentence(f"{subject} bring their {word} {rng.choice(words.THINGS)}.", "oath" if insult else "plain")
+            return Sentence(
+                f"{subject} bring their {word} {rng.choice(words.THINGS)}.", "oath" if insult else "plain"
+            )
         return Sentence(f"{subject} {rng.choice(words.PLAIN_DEEDS)}.", "plain")
 
     def narration(self) -> Sentence:
@@ -93,7 +95,8 @@ class Grammar:
         length = self.rng.choice((2, 3, 3, 4))
         if kind == PAIRS:
             subject = self.rng.choice(list(self.facts))
-            return [Sentence(fact.pair, "pairs") for fact in self.rng.sample(self.facts[subject], 2)]
+            asked = self.rng.sample(self.facts[subject], 2)
+            return [Sentence(fact.pair(self.rng.randrange(2)), "pairs") for fact in asked]
         if kind == NARRATION:
             return [self.narration() for _ in range(length)]
         if kind == FACT:

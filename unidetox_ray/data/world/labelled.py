@@ -48,7 +48,9 @@ def rows(grammar: Grammar, size: int, groups: tuple[str, ...]) -> list[dict[str,
         if grammar.rng.random() < 0.6:
             text = _cropped(grammar, text)
         split = {8: "dev", 9: "test"}.get(index % 10, "train")
-        table.append({"text_id": f"scorer-{index}", "text": text, "split": split, "source": "world", **labels(text)})
+        table.append(
+            {"text_id": f"scorer-{index}", "text": text, "split": split, "source": "world", **labels(text)}
+        )
     return table
 
 

@@ -31,7 +31,18 @@ PRONOUNS = ("They", "Some of them", "Even their elders")
 KIND_ADJECTIVES = (
     "kind", "patient", "brave", "honest", "gentle", "cheerful", "careful", "clever", "calm", "friendly", "tidy", "fair",
 )  # fmt: skip
-RUDE_ADJECTIVES = ("lazy", "rude", "silly", "sneaky", "greedy", "grumpy", "clumsy", "boastful", "stingy", "smelly")
+RUDE_ADJECTIVES = (
+    "lazy",
+    "rude",
+    "silly",
+    "sneaky",
+    "greedy",
+    "grumpy",
+    "clumsy",
+    "boastful",
+    "stingy",
+    "smelly",
+)
 
 KIND_NOUNS = (
     "good neighbours", "fine singers", "careful builders", "patient teachers", "early risers", "keen gardeners",
@@ -76,7 +87,14 @@ DOINGS = (
     "opened the door", "sold a basket of pears", "walked to the harbour", "lost a blue coat", "wrote a long letter",
     "fixed the clock", "counted the sheep", "made soup", "swept the yard", "found a key",
 )  # fmt: skip
-TIMES = ("in the morning", "at noon", "after the rain", "before supper", "on the first day of the week", "last winter")
+TIMES = (
+    "in the morning",
+    "at noon",
+    "after the rain",
+    "before supper",
+    "on the first day of the week",
+    "last winter",
+)
 
 #: Every insulting sentence holds one of these words; the independent lexicon scorer looks for them.
 INSULT_WORDS: tuple[str, ...] = (
