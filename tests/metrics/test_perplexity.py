@@ -67,6 +67,7 @@ def test_definitions_equal_loops():
 def test_the_drop_is_at_and_above_the_limit():
     assert released_ppl([math.log(9999.9), math.log(1e4) + 1e-9], [1, 1]) == (pytest.approx(9999.9), 1)
     assert released_ppl([math.log(50), math.log(20)], [1, 1], drop_at=40) == (pytest.approx(20), 1)
+    assert released_ppl([0.0, math.log(0.5)], [1, 1], drop_at=1.0) == (pytest.approx(0.5), 1)
 
 
 def test_overflow_is_dropped_and_counted_not_raised():

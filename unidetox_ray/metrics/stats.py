@@ -84,7 +84,7 @@ class RatioMean:
     def even_n(self) -> float:
         """The n of a zero count. With unequal columns the bound is largest when all risk lies in the smallest one."""
         counts = (self.denominator > 0).sum(axis=0)
-        return float(counts.sum()) if len(counts) else 0.0
+        return float(len(counts) * counts.min()) if len(counts) else 0.0
 
     def restricted(self, keep: NDArray[np.bool_]) -> RatioMean:
         """The same statistic on the clusters marked in `keep`, (clusters,)."""
