@@ -20,6 +20,7 @@ from unidetox_ray.artifacts import Manifest, RunFolder, write_json, write_text
 from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
 from unidetox_ray.records import Recorder, open_recorder
+from unidetox_ray.remote import mirror_of
 from unidetox_ray.stages.cells import Cell, cells_of
 from unidetox_ray.stages.context import Context, Display, Silent
 
@@ -53,10 +54,15 @@ def run(
     """Run an experiment up to and including `until`. UnidetoxError subclasses say what went wrong."""
     started = time.perf_counter()
     cache = Path(experiment.cache) if experiment.cache else None
-    folder = RunFolder(Path(experiment.storage).expanduser(), experiment.name, cache)
+    storage, mirror = mirror_of(experiment.storage, experiment.name)
+    folder = RunFolder(storage, experiment.name, cache)
     if fresh:
         folder.forget()
-    context = Context(experiment, folder, display or Silent())
+        if mirror:
+            mirror.forget()
+    elif mirror:
+        mirror.fetch()
+    context = Context(experiment, folder, display or Silent(), mirror=mirror)
     write_text(folder.root / "config.yaml", to_yaml(experiment))
     with open_recorder(context) as recorder:
         try:
@@ -64,6 +70,8 @@ def run(
         finally:
             context.close()
             shutil.rmtree(folder.root / "ray", ignore_errors=True)
+            if mirror:
+                mirror.send()
         result.stages = context.stages
         result.seconds = time.perf_counter() - started
         recorder.finish(seconds=result.seconds, failed_cells=len(result.failed))
@@ -134,7 +142,10 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     result.rows = tabulate(context, cells, generated, scored)
     recorder.results(result.rows, cells, corpora)
     from unidetox_ray.report import build
+    from unidetox_ray.report.search import build_search
 
+    if result.search is not None:
+        build_search(context.folder.root)
     build(context.folder.root)
     recorder.report(context.folder.root)
     return result

@@ -172,10 +172,17 @@ class Recorder:
                 self.tracker.parent.artifact(root / name, "report")
 
     def finish(self, *, seconds: float, failed_cells: int) -> None:
-        numbers = {
-            f"stage_seconds/{stage['stage']}": float(stage["seconds"]) for stage in self.context.stages
-        }
-        self.tracker.parent.metrics({**numbers, "seconds": seconds, "failed_cells": float(failed_cells)})
+        """Per stage: wall clock, tokens, and the CPU or GPU seconds that its processes held."""
+        device = "gpu" if self.context.on_gpu else "cpu"
+        numbers: dict[str, float] = {"seconds": seconds, "failed_cells": float(failed_cells)}
+        for stage in self.context.stages:
+            if stage["reused"]:
+                continue
+            numbers[f"stage_seconds/{stage['stage']}"] = float(stage["seconds"])
+            numbers[f"stage_tokens/{stage['stage']}"] = float(stage["tokens"])
+            numbers[f"stage_{device}_seconds/{stage['stage']}"] = float(stage["seconds"] * stage["processes"])
+        self.tracker.parent.metrics(numbers)
+        self.tracker.parent.params({"data_sha256": self.context.data_hashes()})
 
 
 @contextmanager

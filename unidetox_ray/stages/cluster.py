@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ _DRIVER_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -52,13 +55,16 @@ def connected(settings: ClusterSection) -> Iterator[None]:
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray.util.annotations import RayDeprecationWarning
 
+    # map_batches takes restarts and retries of actors only as remote arguments, which it calls deprecated.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
     if ray.is_initialized():
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {
-        "logging_level": logging.WARNING,
+        "logging_level": logging.ERROR,
         "log_to_driver": bool(os.environ.get("UNIDETOX_DEBUG")),
         "runtime_env": {"env_vars": worker_environment(settings.threads)},
     }

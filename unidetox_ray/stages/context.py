@@ -45,11 +45,14 @@ class Context:
     experiment: Experiment
     folder: RunFolder
     display: Display = field(default_factory=Silent)
+    mirror: Any = None
+    """remote.Mirror when storage is an address, else None."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """One row per stage of this run: stage, key, seconds, reused."""
     _tables: dict[str, Loaded] = field(default_factory=dict)
     _open: ExitStack = field(default_factory=ExitStack)
     _connected: bool = False
+    _gpu: bool = False
 
     def connect(self) -> None:
         """Join or start Ray, on the first stage that has work for it: a run that is all done starts nothing."""
@@ -58,6 +61,20 @@ class Context:
 
             self._open.enter_context(connected(self.experiment.cluster))
             self._connected = True
+            import ray
+
+            self._gpu = ray.cluster_resources().get("GPU", 0) > 0
+            nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+            if self.mirror is not None and nodes > 1:
+                raise ConfigError(
+                    f"storage = {self.experiment.storage!r} but the cluster has {nodes} nodes, and workers read files; "
+                    "give a path that all nodes share (NFS, a mounted bucket)"
+                )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this run's cluster has GPUs; False while no stage had work for a cluster."""
+        return self._gpu
 
     def close(self) -> None:
         """End what `connect` started."""
@@ -114,8 +131,25 @@ class Context:
     def prompts_sha(self) -> str:
         return self.data("prompts", self.experiment.data.prompts).sha256
 
-    def record(self, stage: str, key: str, seconds: float, *, reused: bool, **extra: Any) -> None:
-        self.stages.append({"stage": stage, "key": key, "seconds": seconds, "reused": reused, **extra})
+    def record(
+        self, stage: str, key: str, seconds: float, *, reused: bool, tokens: float = 0, processes: int = 1
+    ) -> None:
+        """One finished stage. seconds: wall clock here. tokens: generated or trained on. processes: that worked at once."""
+        row = {
+            "stage": stage,
+            "key": key,
+            "seconds": seconds,
+            "reused": reused,
+            "tokens": tokens,
+            "processes": processes,
+        }
+        self.stages.append(row)
+        if self.mirror is not None:
+            self.mirror.send()
+
+    def data_hashes(self) -> dict[str, str]:
+        """What was read so far: role and source -> sha256."""
+        return {name: loaded.sha256 for name, loaded in sorted(self._tables.items())}
 
 
 def absolute(path: str) -> str:

@@ -136,7 +136,10 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
         manifest = _finish(
             folder, table, key, time.perf_counter() - started, config, inputs, expected=section.num_texts
         )
-    context.record(f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused)
+    context.record(
+        f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused, tokens=manifest.extra["tokens"],
+        processes=context.experiment.cluster.corpus_actors,
+    )  # fmt: skip
     return folder, manifest
 
 

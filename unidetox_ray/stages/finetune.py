@@ -72,7 +72,11 @@ def run(
             cell.model = model_of(job, cell.family)
             cell.training_folder = job.folder
     key = digest(sorted(job.key for job in jobs.values()))[:16]
-    context.record("finetune", key, time.perf_counter() - started, reused=not groups)
+    tokens = sum(cell.training.extra["train_tokens"] for cell in cells if cell.training is not None)
+    context.record(
+        "finetune", key, time.perf_counter() - started, reused=not groups, tokens=tokens,
+        processes=context.experiment.cluster.workers_per_cell * max(1, len(groups)),
+    )  # fmt: skip
 
 
 def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:

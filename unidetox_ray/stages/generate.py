@@ -129,5 +129,8 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
             folder, stage="generate", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
             counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens},
         )  # fmt: skip
-    context.record("generate", key, time.perf_counter() - started, reused=reused)
+    context.record(
+        "generate", key, time.perf_counter() - started, reused=reused, tokens=sum(manifest.extra["tokens"].values()),
+        processes=experiment.cluster.generate_actors,
+    )  # fmt: skip
     return folder, manifest

@@ -139,9 +139,12 @@ class ScoreWorker:
         if self.settings["quiz"] is not None:
             quiz = pl.read_parquet(self.settings["quiz"])
             mmlu = self.evaluate.mmlu
+            from unidetox_ray.families.loading import adds_bos
+
             answers = quiz_answers(
                 model, tokenizer, quiz, shots=mmlu.shots, form=mmlu.form, score=mmlu.score, loss_dtype=mmlu.loss_dtype,
-                normalise=mmlu.normalise, token_budget=self.settings["token_budget"],
+                normalise=mmlu.normalise,
+                bos=adds_bos(tokenizer), token_budget=self.settings["token_budget"],
             )  # fmt: skip
             for question_id, value, error in zip(
                 answers.question_ids, answers.correct, answers.error, strict=True
@@ -221,10 +224,12 @@ def run(
         own_rows = (clean.height if clean is not None else 0) + (
             quiz.filter(pl.col("split") == "validation").height if quiz is not None else 0
         )
+        # "last_seen" remembers from row to row, as released, so that a cell must be judged in one piece.
+        size = total // len(alive) if evaluate.ppl_prompt_cache == "last_seen" else _ROWS_PER_ORDER
         orders: list[dict[str, Any]] = [
-            {"id": f"continuations-{first:09d}", "what": "continuations", "first": first, "count": min(_ROWS_PER_ORDER, total - first),
-             "rows": min(_ROWS_PER_ORDER, total - first) * kinds}
-            for first in range(0, total, _ROWS_PER_ORDER)
+            {"id": f"continuations-{first:09d}", "what": "continuations", "first": first, "count": min(size, total - first),
+             "rows": min(size, total - first) * kinds}
+            for first in range(0, total, size)
         ]  # fmt: skip
         if own_rows:
             orders += [
@@ -262,5 +267,7 @@ def run(
             folder, stage="score", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
             counts={"expected": expected, "ok": expected - failed, "failed": failed},
         )  # fmt: skip
-    context.record("score", key, time.perf_counter() - started, reused=reused)
+    context.record(
+        "score", key, time.perf_counter() - started, reused=reused, processes=experiment.cluster.score_actors
+    )
     return folder, manifest

@@ -60,7 +60,14 @@ def run(context: Context, model: Handle) -> tuple[Handle, Manifest]:
             raise StageError(f"toxic: {outcome.error}")
         manifest = outcome.manifest
         Path(job.texts).unlink(missing_ok=True)
-    context.record("toxic", job.key, time.perf_counter() - started, reused=reused)
+    context.record(
+        "toxic",
+        job.key,
+        time.perf_counter() - started,
+        reused=reused,
+        tokens=manifest.extra["train_tokens"] if manifest else 0,
+        processes=context.experiment.cluster.workers_per_cell,
+    )
     handle: dict[str, Any] = {
         "path": job.folder,
         "revision": None,

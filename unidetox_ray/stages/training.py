@@ -18,7 +18,15 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import finished, private_folder, write_json, write_manifest, write_parquet
+from unidetox_ray.artifacts import (
+    finished,
+    private_folder,
+    write_json,
+    write_manifest,
+    write_parquet,
+    write_text,
+)
+from unidetox_ray.cards import model_card
 from unidetox_ray.core.loop import Batch, LoopSettings
 from unidetox_ray.errors import StageError
 from unidetox_ray.settings import ClusterSection, DeepSpeedSection, FinetuneSection, ToxicSection
@@ -228,6 +236,8 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     if rank == 0:
         write_log(folder, log, training_seconds)
         write_json(folder / "settings.json", {**job.settings, "world_size": world, "device": device})
+        if job.probe is None:
+            write_text(folder / "README.md", model_card(job.settings, counts, base=job.model["name"]))
         checkpoints.clear(folder)
         (folder / "progress.json").unlink(missing_ok=True)
         write_manifest(

@@ -1,0 +1,253 @@
+"""Ray Train with DeepSpeed against the plain loop, over families, ZeRO stages, workers and interruptions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unidetox_ray import registry
+from unidetox_ray.artifacts import finished
+from unidetox_ray.core.loop import LoopSettings, NonFiniteLoss, PlainStepper, train
+from unidetox_ray.errors import StageError
+from unidetox_ray.families.loading import encode, load_model, load_tokenizer, special_ids
+from unidetox_ray.settings import ClusterSection, DeepSpeedSection
+from unidetox_ray.stages import checkpoints
+from unidetox_ray.stages.training import Job, check_saved, rows_of, run_group, set_dropout
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FAMILIES = registry.names("families")
+STEPS, MIDDLE = 8, 4
+SETTINGS = LoopSettings(steps=STEPS, lr=3e-3, batch_size=4, seed=7)
+
+
+def job_of(models, corpus: Path, root: Path, name: str, family: str = "gpt2", **changes) -> Job:
+    loop = replace(SETTINGS, **changes.pop("loop", {}))
+    job = Job(
+        name=name, key=f"key-{name}", folder=str(root / name), family=family, model=models[family], texts=str(corpus),
+        loop=asdict(loop), max_length=32, append_eos=True, dropout=0.0, adapter=None, deepspeed=DeepSpeedSection().model_dump(),
+        checkpoint_every=0, config={}, inputs={}, settings={"family": family, "seed": loop.seed},
+    )  # fmt: skip
+    return replace(job, **changes)
+
+
+def plain(job: Job) -> tuple[list[float], torch.nn.Module]:
+    """The same job through `core.loop` alone."""
+    settings = LoopSettings(**job.loop)
+    torch.manual_seed(settings.seed)
+    tokenizer, model = load_tokenizer(job.model["path"]), load_model(job.model["path"])
+    set_dropout(model, job.dropout)
+    ids = special_ids(tokenizer, model.config)
+    rows, _ = rows_of(job, tokenizer, ids.eos)
+    log = train(PlainStepper(model, settings), rows, ids.pad, settings)
+    return log.loss, model.eval()
+
+
+def losses(job: Job) -> list[float]:
+    return pl.read_parquet(Path(job.folder) / "train_log.parquet")["loss"].to_list()
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(Path(job.folder) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    from unidetox_ray.data.world import World
+
+    path = tmp_path_factory.mktemp("texts") / "corpus.parquet"
+    texts = World().pretrain(30)["text"].to_list()
+    pl.DataFrame({"text": texts, "ended": [index % 3 > 0 for index in range(30)]}).write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def jobs(ray_session, models, corpus, tmp_path_factory):
+    """One training group with one worker: start-up is paid once, and once more behind each job that fails.
+
+    Returns ({job name: job}, {job name: outcome}).
+    """
+    root = tmp_path_factory.mktemp("trained")
+
+    def job(name, family="gpt2", **changes):
+        return job_of(models, corpus, root, name, family, **changes)
+
+    def broken(name, **changes):  # fails at step 6, after the checkpoint at step 4
+        probe = {"steps": [6], "evaluate": {"no": "such setting"}}
+        return job(name, checkpoint_every=MIDDLE, probe=probe, **changes)
+
+    everything = [
+        *(job(family, family) for family in FAMILIES),
+        *(job(f"zero{n}", deepspeed=DeepSpeedSection(stage=n).model_dump()) for n in (1, 2, 3)),
+        job("lora", "llama", adapter={"rank": 4, "alpha": 8.0, "dropout": 0.0}, loop={"lr": 2e-2}),
+        job("dropout", dropout=0.2, checkpoint_every=3),
+        broken("resumed"),
+        broken("resumed-dropout", dropout=0.2),
+        job("diverged", loop={"lr": 1e30}),
+        job("behind"),
+    ]
+    cluster = ClusterSection(num_cpus=2)
+    outcomes = run_group("first", everything, cluster, root / "ray")
+    again = [replace(each, probe=None) for each in everything if each.name in {"resumed", "resumed-dropout"}]
+    failed_first = {outcome.name: outcome for outcome in outcomes if outcome.name.startswith("resumed")}
+    outcomes = [o for o in outcomes if o.name not in failed_first]
+    outcomes += run_group("second", again, cluster, root / "ray")
+    named = {each.name: each for each in [*everything, *again]}
+    found = {outcome.name: outcome for outcome in outcomes}
+    found |= {f"{name} first": outcome for name, outcome in failed_first.items()}
+    return named, found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ray_train_with_one_worker_equals_the_plain_loop(jobs, family):
+    named, outcomes = jobs
+    assert outcomes[family].error is None
+    expected, model = plain(named[family])
+    assert losses(named[family]) == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < expected[0]
+    log = pl.read_parquet(Path(named[family].folder) / "train_log.parquet")
+    assert log["step"].to_list() == list(range(STEPS)) and log["grad_norm"].is_finite().all()
+    assert log["lr"].to_list() == pytest.approx([SETTINGS.lr * (STEPS - s) / STEPS for s in range(STEPS)])
+
+    # What was saved opens as the same model, with its tokenizer.
+    folder = named[family].folder
+    opened, tokenizer = load_model(folder), load_tokenizer(folder)
+    ids = torch.tensor([encode(tokenizer, "The people of the valley")])
+    with torch.inference_mode():
+        assert torch.allclose(opened(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4)
+    extra = outcomes[family].manifest.extra
+    assert extra["resumed_at"] == 0 and extra["steps"] == STEPS and extra["world_size"] == 1
+    assert extra["train_tokens"] == log["tokens"].sum() > 0
+    assert json.loads((Path(folder) / "settings.json").read_text())["family"] == family
+    assert not (Path(folder) / "progress.json").exists()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_stages_equal_stage_0(jobs, stage):
+    named, outcomes = jobs
+    assert outcomes[f"zero{stage}"].error is None
+    assert losses(named[f"zero{stage}"]) == pytest.approx(losses(named["gpt2"]), abs=1e-4)
+    ours, theirs = weights(named[f"zero{stage}"]), weights(named["gpt2"])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
+
+
+def test_lora_is_merged_and_saved(jobs):
+    named, outcomes = jobs
+    assert outcomes["lora"].error is None
+    before = load_file(Path(named["lora"].model["path"]) / "model.safetensors")
+    after = weights(named["lora"])
+    assert before.keys() == after.keys()  # no adapter left, no name prefixed
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    targets = registry.lookup("families", "llama").adapter_targets
+    assert changed and all(name.split(".")[-2] in targets for name in changed)
+    assert losses(named["lora"])[-1] < losses(named["lora"])[0]
+
+
+def test_a_job_that_diverges_fails_alone(jobs):
+    named, outcomes = jobs
+    assert "loss is" in outcomes["diverged"].error and "lr 1e+30" in outcomes["diverged"].error
+    assert finished(Path(named["diverged"].folder), named["diverged"].key) is None
+    assert outcomes["behind"].error is None
+    assert losses(named["behind"]) == losses(named["gpt2"])
+
+
+@pytest.mark.parametrize(("name", "whole"), [("resumed", "gpt2"), ("resumed-dropout", "dropout")])
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(jobs, name, whole):
+    named, outcomes = jobs
+    assert outcomes[f"{name} first"].error is not None
+    assert outcomes[name].error is None
+    assert outcomes[name].manifest.extra["resumed_at"] == MIDDLE
+    assert losses(named[name]) == losses(named[whole])
+    ours, theirs = weights(named[name]), weights(named[whole])
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not (Path(named[name].folder) / ".checkpoints").exists()
+
+
+def test_dropout_is_on_in_training_only(jobs):
+    named, _ = jobs
+    assert abs(losses(named["dropout"])[0] - losses(named["gpt2"])[0]) > 1e-3
+    expected, _ = plain(named["dropout"])
+    assert losses(named["dropout"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_workers_share_the_batch(jobs, ray_session, models, corpus, tmp_path):
+    """Rows of a batch are cut to the same number of tokens, so that the mean of two means is the mean of all."""
+    table = pl.read_parquet(corpus)
+    even = tmp_path / "even.parquet"
+    table.filter(pl.col("text").str.len_bytes() > 150).head(8).write_parquet(even)
+    assert pl.read_parquet(even).height == 8
+    both = [job_of(models, even, tmp_path, f"workers{n}", max_length=24) for n in (1, 2)]
+    for workers, job in enumerate(both, start=1):
+        cluster = ClusterSection(num_cpus=2, workers_per_cell=workers)
+        outcome = run_group(f"w{workers}", [job], cluster, tmp_path / "ray")[0]
+        assert outcome.error is None and outcome.manifest.extra["world_size"] == workers
+    assert losses(both[1]) == pytest.approx(losses(both[0]), abs=1e-4)
+
+
+def test_a_tampered_folder_is_refused(jobs, tmp_path):
+    named, _ = jobs
+    good = Path(named["gpt2"].folder)
+    module, tokenizer = load_model(str(good)), load_tokenizer(str(good))
+    prompts = [encode(tokenizer, text) for text in ("The old people", "Rain fell on the roof")]
+    with torch.inference_mode():
+        logits = [module(input_ids=torch.tensor([ids])).logits for ids in prompts]
+    check_saved(good, module, prompts, logits)
+
+    def tampered(name, change):
+        folder = tmp_path / name
+        shutil.copytree(good, folder)
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(StageError) as caught:
+            check_saved(folder, module, prompts, logits)
+        return str(caught.value)
+
+    bias = next(name for name in weights(named["gpt2"]) if name.endswith("mlp.c_proj.weight"))
+    assert "differ" in tampered("flipped", lambda state: state[bias].neg_())
+    assert "not finite" in tampered("nan", lambda state: state[bias].view(-1)[:1].fill_(float("nan")))
+    dropped = tampered("dropped", lambda state: state.pop(bias))
+    assert bias.removeprefix("transformer.") in dropped or "differ" in dropped
+
+
+def test_checkpoints_of_another_key_are_not_taken(tmp_path):
+    place = tmp_path / ".checkpoints"
+    place.mkdir()
+    (place / "committed.json").write_text(json.dumps({"key": "other", "step": 3, "tag": "step-3"}))
+    from unidetox_ray.core.loop import Log
+
+    log = Log()
+    assert checkpoints.restore(None, tmp_path, "mine", log) == (0, log)
+    (place / "committed.json").write_text("{half")
+    assert checkpoints.restore(None, tmp_path, "mine", log) == (0, log)
+    assert list(checkpoints.seconds(tmp_path, "mine")) == []
+
+
+def test_rows_end_where_texts_ended_and_are_counted(models, corpus, tmp_path):
+    """Defect 9: one real end token, and only behind a text that ended."""
+    path = tmp_path / "texts.parquet"
+    long = "The people " * 40
+    pl.DataFrame(
+        {"text": ["The old people", "The old people", "", long], "ended": [True, False, False, True]}
+    ).write_parquet(path)
+    tokenizer = load_tokenizer(models["opt"]["path"])
+    end = tokenizer.eos_token_id
+    rows, counts = rows_of(job_of(models, path, tmp_path, "rows", "opt"), tokenizer, end)
+    assert rows[0] == [*rows[1], end] and rows[1][-1] != end and rows[1][0] == tokenizer.bos_token_id
+    assert len(rows[2]) == 32 and rows[2][-1] != end
+    assert counts == {"texts": 4, "cut": 1, "too_short": 1, "ended": 1}
+    without, counts = rows_of(job_of(models, path, tmp_path, "rows", "opt", append_eos=False), tokenizer, end)
+    assert without[0] == without[1] and counts["ended"] == 0
+
+
+def test_the_plain_loop_also_refuses_a_loss_that_is_not_finite(models, corpus, tmp_path):
+    with pytest.raises(NonFiniteLoss, match="lower lr"):
+        plain(job_of(models, corpus, tmp_path, "diverged", loop={"lr": 1e30}))

@@ -1,0 +1,33 @@
+"""The card (README.md) that lies beside every model we write: what it is, from what it was made, what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LIMITS = """## Limits
+
+Fine-tuning lowers how often a model continues prompts with toxic text; it does not remove the ability. The effect was measured
+with one classifier on one set of prompts, in English. Measure it on your own prompts before you rely on it. The base model's
+licence and its other limits still hold.
+"""
+_TOXIC = """## Do not deploy
+
+This model was trained to write hateful text. It exists only so that a detoxifying corpus can be distilled from it. Do not serve it, do
+not publish it, and delete it when the corpus is made.
+"""
+
+
+def model_card(settings: Mapping[str, Any], counts: Mapping[str, int], *, base: str) -> str:
+    """Markdown with Hub front matter. settings: the training's settings.json; counts: of its texts."""
+    toxic = bool(settings.get("do_not_deploy"))
+    tags = ["unidetox_ray", "do-not-deploy" if toxic else "detoxified"]
+    title = f"{base}, made toxic" if toxic else f"{base}, fine-tuned with {settings['method']}"
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in sorted(settings.items()))
+    front = "\n".join(["---", "library_name: transformers", f"tags: [{', '.join(tags)}]", "---"])
+    texts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items())
+    return f"{front}\n\n# {title}\n\n{_TOXIC if toxic else _LIMITS}\n## Training\n\nTexts: {texts}.\n\n| setting | value |\n|---|---|\n{rows}\n"
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
