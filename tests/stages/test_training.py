@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from unidetox_ray import registry
 from unidetox_ray.artifacts import finished
-from unidetox_ray.core.loop import LoopSettings, NonFiniteLoss, PlainStepper, train
+from unidetox_ray.core.loop import Log, LoopSettings, NonFiniteLoss, PlainStepper, train
 from unidetox_ray.errors import StageError
 from unidetox_ray.families.loading import encode, load_model, load_tokenizer, special_ids
 from unidetox_ray.settings import ClusterSection, DeepSpeedSection
@@ -33,12 +33,14 @@ def job_of(models, corpus: Path, root: Path, name: str, family: str = "gpt2", **
     job = Job(
         name=name, key=f"key-{name}", folder=str(root / name), family=family, model=models[family], texts=str(corpus),
         loop=asdict(loop), max_length=32, append_eos=True, dropout=0.0, adapter=None, deepspeed=DeepSpeedSection().model_dump(),
-        checkpoint_every=0, config={}, inputs={}, settings={"family": family, "seed": loop.seed},
+        checkpoint_every=0, config={}, inputs={},
+        settings={"family": family, "method": "unidetox", "base_model": family, "steps": loop.steps, "lr": loop.lr, "seed": loop.seed,
+                  "batch_size": loop.batch_size, "precision": loop.precision, "schedule": loop.schedule, "corpus_sha256": "0" * 64},
     )  # fmt: skip
     return replace(job, **changes)
 
 
-def plain(job: Job) -> tuple[list[float], torch.nn.Module]:
+def plain(job: Job) -> tuple[Log, torch.nn.Module]:
     """The same job through `core.loop` alone."""
     settings = LoopSettings(**job.loop)
     torch.manual_seed(settings.seed)
@@ -47,11 +49,15 @@ def plain(job: Job) -> tuple[list[float], torch.nn.Module]:
     ids = special_ids(tokenizer, model.config)
     rows, _ = rows_of(job, tokenizer, ids.eos)
     log = train(PlainStepper(model, settings), rows, ids.pad, settings)
-    return log.loss, model.eval()
+    return log, model.eval()
 
 
 def losses(job: Job) -> list[float]:
     return pl.read_parquet(Path(job.folder) / "train_log.parquet")["loss"].to_list()
+
+
+def norms(job: Job) -> list[float]:
+    return pl.read_parquet(Path(job.folder) / "train_log.parquet")["grad_norm"].to_list()
 
 
 def weights(job: Job) -> dict[str, torch.Tensor]:
@@ -79,30 +85,20 @@ def jobs(ray_session, models, corpus, tmp_path_factory):
     def job(name, family="gpt2", **changes):
         return job_of(models, corpus, root, name, family, **changes)
 
-    def broken(name, **changes):  # fails at step 6, after the checkpoint at step 4
-        probe = {"steps": [6], "evaluate": {"no": "such setting"}}
-        return job(name, checkpoint_every=MIDDLE, probe=probe, **changes)
-
+    halves = {"dropout": 0.2, "checkpoint_every": MIDDLE}
     everything = [
         *(job(family, family) for family in FAMILIES),
         *(job(f"zero{n}", deepspeed=DeepSpeedSection(stage=n).model_dump()) for n in (1, 2, 3)),
         job("lora", "llama", adapter={"rank": 4, "alpha": 8.0, "dropout": 0.0}, loop={"lr": 2e-2}),
-        job("dropout", dropout=0.2, checkpoint_every=3),
-        broken("resumed"),
-        broken("resumed-dropout", dropout=0.2),
+        job("whole", dropout=0.2, checkpoint_every=3),
+        # Fails at step 6 for want of its prompts, after the checkpoint at step 4; "resumed" is the same training.
+        job("killed", **halves, probe={"steps": [6], "evaluate": {}, "prompts": str(root / "absent.parquet")}),
         job("diverged", loop={"lr": 1e30}),
-        job("behind"),
     ]
-    cluster = ClusterSection(num_cpus=2)
-    outcomes = run_group("first", everything, cluster, root / "ray")
-    again = [replace(each, probe=None) for each in everything if each.name in {"resumed", "resumed-dropout"}]
-    failed_first = {outcome.name: outcome for outcome in outcomes if outcome.name.startswith("resumed")}
-    outcomes = [o for o in outcomes if o.name not in failed_first]
-    outcomes += run_group("second", again, cluster, root / "ray")
-    named = {each.name: each for each in [*everything, *again]}
-    found = {outcome.name: outcome for outcome in outcomes}
-    found |= {f"{name} first": outcome for name, outcome in failed_first.items()}
-    return named, found
+    killed = everything[-2]
+    everything.append(replace(killed, name="resumed", probe=None))
+    outcomes = run_group("group", everything, ClusterSection(num_cpus=2), root / "ray")
+    return {each.name: each for each in everything}, {outcome.name: outcome for outcome in outcomes}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,10 +106,11 @@ def test_ray_train_with_one_worker_equals_the_plain_loop(jobs, family):
     named, outcomes = jobs
     assert outcomes[family].error is None
     expected, model = plain(named[family])
-    assert losses(named[family]) == pytest.approx(expected, abs=1e-5)
-    assert expected[-1] < expected[0]
+    assert losses(named[family]) == pytest.approx(expected.loss, abs=1e-5)
+    assert max(expected.loss) - min(expected.loss) > 0.05
     log = pl.read_parquet(Path(named[family].folder) / "train_log.parquet")
-    assert log["step"].to_list() == list(range(STEPS)) and log["grad_norm"].is_finite().all()
+    assert log["step"].to_list() == list(range(STEPS))
+    assert log["grad_norm"].to_list() == pytest.approx(expected.grad_norm, rel=1e-3)
     assert log["lr"].to_list() == pytest.approx([SETTINGS.lr * (STEPS - s) / STEPS for s in range(STEPS)])
 
     # What was saved opens as the same model, with its tokenizer.
@@ -134,6 +131,7 @@ def test_zero_stages_equal_stage_0(jobs, stage):
     named, outcomes = jobs
     assert outcomes[f"zero{stage}"].error is None
     assert losses(named[f"zero{stage}"]) == pytest.approx(losses(named["gpt2"]), abs=1e-4)
+    assert norms(named[f"zero{stage}"]) == pytest.approx(norms(named["gpt2"]), rel=1e-2)
     ours, theirs = weights(named[f"zero{stage}"]), weights(named["gpt2"])
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
@@ -153,43 +151,37 @@ def test_lora_is_merged_and_saved(jobs):
 
 def test_a_job_that_diverges_fails_alone(jobs):
     named, outcomes = jobs
-    assert "loss is" in outcomes["diverged"].error and "lr 1e+30" in outcomes["diverged"].error
+    assert "loss is" in outcomes["diverged"].error and "use a lower lr" in outcomes["diverged"].error
     assert finished(Path(named["diverged"].folder), named["diverged"].key) is None
-    assert outcomes["behind"].error is None
-    assert losses(named["behind"]) == losses(named["gpt2"])
+    assert outcomes["resumed"].error is None  # the job behind it
 
 
-@pytest.mark.parametrize(("name", "whole"), [("resumed", "gpt2"), ("resumed-dropout", "dropout")])
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(jobs, name, whole):
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(jobs):
+    """With dropout, so that the state of the random numbers has to come back as well."""
     named, outcomes = jobs
-    assert outcomes[f"{name} first"].error is not None
-    assert outcomes[name].error is None
-    assert outcomes[name].manifest.extra["resumed_at"] == MIDDLE
-    assert losses(named[name]) == losses(named[whole])
-    ours, theirs = weights(named[name]), weights(named[whole])
+    assert "absent.parquet" in outcomes["killed"].error
+    assert outcomes["resumed"].error is None
+    assert outcomes["whole"].manifest.extra["resumed_at"] == 0
+    assert outcomes["resumed"].manifest.extra["resumed_at"] == MIDDLE
+    assert losses(named["resumed"]) == losses(named["whole"])
+    ours, theirs = weights(named["resumed"]), weights(named["whole"])
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert not (Path(named[name].folder) / ".checkpoints").exists()
+    assert not (Path(named["resumed"].folder) / ".checkpoints").exists()
+    # The whole run wrote checkpoints too, and elsewhere: they change nothing. Dropout was on, in training alone.
+    expected, _ = plain(named["whole"])
+    assert losses(named["whole"]) == pytest.approx(expected.loss, abs=1e-5)
+    assert abs(expected.loss[0] - losses(named["gpt2"])[0]) > 1e-3
 
 
-def test_dropout_is_on_in_training_only(jobs):
+def test_two_workers_share_the_batch(jobs, models, corpus, tmp_path):
+    """Texts differ in length, and the last batch of the epoch has 2 rows: still the mean over all tokens."""
     named, _ = jobs
-    assert abs(losses(named["dropout"])[0] - losses(named["gpt2"])[0]) > 1e-3
-    expected, _ = plain(named["dropout"])
-    assert losses(named["dropout"]) == pytest.approx(expected, abs=1e-5)
-
-
-def test_two_workers_share_the_batch(jobs, ray_session, models, corpus, tmp_path):
-    """Rows of a batch are cut to the same number of tokens, so that the mean of two means is the mean of all."""
-    table = pl.read_parquet(corpus)
-    even = tmp_path / "even.parquet"
-    table.filter(pl.col("text").str.len_bytes() > 150).head(8).write_parquet(even)
-    assert pl.read_parquet(even).height == 8
-    both = [job_of(models, even, tmp_path, f"workers{n}", max_length=24) for n in (1, 2)]
-    for workers, job in enumerate(both, start=1):
-        cluster = ClusterSection(num_cpus=2, workers_per_cell=workers)
-        outcome = run_group(f"w{workers}", [job], cluster, tmp_path / "ray")[0]
-        assert outcome.error is None and outcome.manifest.extra["world_size"] == workers
-    assert losses(both[1]) == pytest.approx(losses(both[0]), abs=1e-4)
+    job = job_of(models, corpus, tmp_path, "both", deepspeed=DeepSpeedSection(stage=2).model_dump())
+    outcome = run_group("both", [job], ClusterSection(num_cpus=2, workers_per_cell=2), tmp_path / "ray")[0]
+    assert outcome.error is None and outcome.manifest.extra["world_size"] == 2
+    assert losses(job) == pytest.approx(losses(named["gpt2"]), abs=1e-4)
+    ours, theirs = weights(job), weights(named["gpt2"])
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
 
 
 def test_a_tampered_folder_is_refused(jobs, tmp_path):
@@ -222,8 +214,6 @@ def test_checkpoints_of_another_key_are_not_taken(tmp_path):
     place = tmp_path / ".checkpoints"
     place.mkdir()
     (place / "committed.json").write_text(json.dumps({"key": "other", "step": 3, "tag": "step-3"}))
-    from unidetox_ray.core.loop import Log
-
     log = Log()
     assert checkpoints.restore(None, tmp_path, "mine", log) == (0, log)
     (place / "committed.json").write_text("{half")

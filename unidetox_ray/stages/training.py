@@ -111,6 +111,8 @@ class DeepSpeedStepper:
             dist_init_required=False,
         )
         self.engine.train()
+        self.world = world
+        self.no_norm = section.stage == 0 and settings.precision != "bf16_master"
 
     def step(self, batch: Batch, lr: float) -> tuple[Any, Any]:
         import torch
@@ -125,11 +127,35 @@ class DeepSpeedStepper:
             attention_mask=batch.attention_mask.to(device),
             use_cache=False,
         )
-        loss = lm_loss(output.logits, batch.labels.to(device))
-        self.engine.backward(loss)
+        labels = batch.labels.to(device)
+        loss = lm_loss(output.logits, labels)
+        shared, whole = self._weighted(loss, labels)
+        self.engine.backward(shared)
+        # Without a sharding or bfloat16 optimiser DeepSpeed clips but keeps no norm.
+        own = torch.nn.utils.get_total_norm(
+            [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
+        ) if self.no_norm else None  # fmt: skip
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return loss.detach(), torch.as_tensor(float("nan") if norm is None else norm).detach()
+        norm = self.engine.get_global_grad_norm() if own is None else own
+        return whole.detach(), torch.as_tensor(float("nan") if norm is None else norm).detach()
+
+    def _weighted(self, loss: Any, labels: Any) -> tuple[Any, Any]:
+        """(loss for this worker's backward pass, loss of the whole batch).
+
+        DeepSpeed averages gradients over workers; workers have different numbers of tokens, so that each loss is
+        weighted by its share. The result is the one-worker mean over tokens.
+        """
+        import torch
+        import torch.distributed as dist
+
+        from unidetox_ray.core.loss import IGNORE
+
+        if self.world == 1:
+            return loss, loss
+        count = (labels[:, 1:] != IGNORE).sum()
+        sums = torch.stack([loss.detach().float() * count, count.float()])
+        dist.all_reduce(sums)
+        return loss * (count * self.world / sums[1]), sums[0] / sums[1]
 
 
 def rows_of(job: Job, tokenizer: Any, end_id: int | None) -> tuple[list[list[int]], dict[str, int]]:
@@ -141,11 +167,12 @@ def rows_of(job: Job, tokenizer: Any, end_id: int | None) -> tuple[list[list[int
     rows, counts = [], {"texts": table.height, "cut": 0, "too_short": 0, "ended": 0}
     for text, has_ended in zip(table["text"].to_list(), ended, strict=True):
         ids = encode(tokenizer, text, bos="auto")
-        if job.append_eos and has_ended and end_id is not None:
+        ends = job.append_eos and has_ended and end_id is not None
+        if ends:
             ids = [*ids, end_id]
         counts["cut"] += len(ids) > job.max_length
+        counts["ended"] += ends and len(ids) <= job.max_length
         ids = ids[: job.max_length]
-        counts["ended"] += bool(end_id is not None and ids and ids[-1] == end_id)
         if len(ids) < 2:
             counts["too_short"] += 1  # nothing can be predicted from one token
         else:

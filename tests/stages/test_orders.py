@@ -1,0 +1,95 @@
+"""Orders on a real actor pool: one part per order, resumable, in the order asked for, loud when something is wrong."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from unidetox_ray.errors import StageError
+from unidetox_ray.stages.orders import clear_parts, fulfil
+
+pytestmark = pytest.mark.ray
+
+ORDERS = [{"id": f"order-{n}", "rows": n % 3 + 1, "value": n} for n in range(7)]
+
+
+def worker():
+    """Defined in here so that it travels to the actors by value."""
+
+    class Counter:
+        def __init__(self, settings):
+            import os
+
+            self.settings = settings
+            with open(settings["log"], "a") as log:
+                log.write(f"born {os.getpid()}\n")
+
+        def work(self, order):
+            import polars
+
+            with open(self.settings["log"], "a") as log:
+                log.write(f"{order['id']}\n")
+            if order["value"] == self.settings.get("fails_at"):
+                raise ValueError(f"first line\norder {order['id']} has no luck")
+            size = order["rows"] - (order["value"] == self.settings.get("short_at"))
+            return polars.DataFrame({"order": [order["value"]] * size, "row": list(range(size))})
+
+    return Counter
+
+
+def test_parts_resume_order_and_progress(ray_session, make_context, tmp_path):
+    log = tmp_path / "log"
+    settings = {"log": str(log)}
+    folder = tmp_path / "work"
+    (folder / "parts").mkdir(parents=True)
+    expected = pl.DataFrame(
+        [(order["value"], row) for order in ORDERS for row in range(order["rows"])],
+        schema=["order", "row"],
+        orient="row",
+    )
+    # Two orders were done before; one more file is none of ours.
+    for value in (2, 5):
+        expected.filter(pl.col("order") == value).write_parquet(folder / "parts" / f"order-{value}.parquet")
+    (folder / "parts" / ".order-6.parquet.half").write_text("killed while writing")
+    seen = []
+    table = fulfil(
+        worker(), settings, ORDERS, folder,
+        actors=2, context=make_context(), progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert table.equals(expected)
+    lines = log.read_text().split("\n")
+    assert sorted(line for line in lines if line.startswith("order")) == [f"order-{n}" for n in (0, 1, 3, 4, 6)]
+    assert len({line for line in lines if line.startswith("born")}) == 2
+    total = sum(order["rows"] for order in ORDERS)
+    assert seen[-1] == (total, total) and len(seen) == 5
+    assert seen == sorted(seen) and seen[0][0] > 3 + 3
+
+    # All done: no actor is born, and the order asked for is the order given.
+    backwards = fulfil(worker(), settings, ORDERS[::-1], folder, actors=2, context=make_context())
+    assert backwards["order"].to_list() == [o["value"] for o in ORDERS[::-1] for _ in range(o["rows"])]
+    assert log.read_text().split("\n") == lines
+    clear_parts(folder)
+    assert not (folder / "parts").exists()
+
+
+def test_a_worker_that_raises_is_one_line_and_what_was_done_stays(ray_session, make_context, tmp_path):
+    settings = {"log": str(tmp_path / "log"), "fails_at": 3}
+    folder = tmp_path / "broken-stage"
+    with pytest.raises(StageError) as caught:
+        fulfil(worker(), settings, ORDERS[:4], folder, actors=1, context=make_context())
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("broken-stage: ") and "order-3 has no luck" in message
+    assert caught.value.exit_code == 1
+    done = {path.name for path in (folder / "parts").glob("order-*.parquet")}
+    assert done and "order-3.parquet" not in done
+
+    settings = {**settings, "fails_at": None}
+    assert fulfil(worker(), settings, ORDERS[:4], folder, actors=1, context=make_context()).height == 7
+    attempts = (tmp_path / "log").read_text().split("\n")
+    assert all(attempts.count(name.removesuffix(".parquet")) == 1 for name in done)
+
+
+def test_a_part_with_too_few_rows_is_named(ray_session, make_context, tmp_path):
+    settings = {"log": str(tmp_path / "log"), "short_at": 1}
+    with pytest.raises(StageError, match=r"order order-1 has 1 rows, expected 2; delete .*parts"):
+        fulfil(worker(), settings, ORDERS[:2], tmp_path / "short", actors=1, context=make_context())
