@@ -78,7 +78,8 @@ def test_a_worker_that_raises_is_one_line_and_what_was_done_stays(ray_session, m
     with pytest.raises(StageError) as caught:
         fulfil(worker(), settings, ORDERS[:4], folder, actors=1, context=make_context())
     message = str(caught.value)
-    assert "\n" not in message and message.startswith("broken-stage: ") and "order-3 has no luck" in message
+    assert "\n" not in message and message.startswith("broken-stage, order order-3: ValueError: first line")
+    assert "order order-3 has no luck" in message and "retry" not in message
     assert caught.value.exit_code == 1
     done = {path.name for path in (folder / "parts").glob("order-*.parquet")}
     assert done and "order-3.parquet" not in done

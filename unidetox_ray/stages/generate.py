@@ -9,8 +9,16 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import Manifest, finished, key_for, private_folder, write_manifest, write_parquet
-from unidetox_ray.errors import StageError
+from unidetox_ray.artifacts import (
+    MANIFEST,
+    Manifest,
+    finished,
+    key_for,
+    private_folder,
+    write_manifest,
+    write_parquet,
+)
+from unidetox_ray.errors import ModelError, StageError
 from unidetox_ray.schemas import GENERATIONS, check, frame
 from unidetox_ray.settings import EvaluateSection
 from unidetox_ray.stages.cells import Cell
@@ -21,6 +29,8 @@ from unidetox_ray.stages.orders import clear_parts, fulfil
 TEXT_FIELDS = {
     "split", "continuations", "max_new_tokens", "temperature", "top_p", "top_k", "runs", "seed", "prompt_bos", "prefix_cut", "precision",
 }  # fmt: skip
+
+_NOT_OPENED = "model not opened: "
 
 
 class OpenModel:
@@ -36,7 +46,7 @@ class OpenModel:
         from unidetox_ray.families.loading import load_model, load_tokenizer
 
         if handle["path"] != self.path:
-            self.model = None  # two large models do not fit side by side
+            self.model = self.path = None  # two large models do not fit side by side
             self.tokenizer = load_tokenizer(handle["path"], revision=handle.get("revision"))
             self.model = load_model(
                 handle["path"], dtype=self.dtype, device=self.device, revision=handle.get("revision")
@@ -56,10 +66,15 @@ class GenerateWorker:
         self.open = OpenModel(device, self.evaluate.precision)
 
     def work(self, order: dict[str, Any]) -> pl.DataFrame:
+        from safetensors import SafetensorError
+
         from unidetox_ray.stages.continuations import continuations
 
-        model, tokenizer = self.open.open(order["model"])
         chosen = self.prompts.slice(order["first"], order["prompts"])
+        try:
+            model, tokenizer = self.open.open(order["model"])
+        except (ModelError, SafetensorError) as error:
+            return self._not_opened(order, chosen["prompt_id"].to_list(), str(error))
         pairs = list(zip(chosen["prompt_id"].to_list(), chosen["prompt"].to_list(), strict=True))
         rows = continuations(
             model,
@@ -72,9 +87,25 @@ class GenerateWorker:
         )
         return frame(rows, GENERATIONS)
 
+    def _not_opened(self, order: dict[str, Any], prompt_ids: list[str], error: str) -> pl.DataFrame:
+        """A model that cannot be opened costs its own cell and no other."""
+        failed = {"cell": order["cell"], "run": order["run"], "text": None, "n_tokens": None, "ended": None}
+        failed["error"] = f"{_NOT_OPENED}{order['model']['name']}: {error}"
+        return frame(
+            [
+                {**failed, "prompt_id": prompt_id, "sample": sample}
+                for prompt_id in prompt_ids
+                for sample in range(self.evaluate.continuations)
+            ],
+            GENERATIONS,
+        )
+
 
 def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
-    """(folder with generations.parquet and prompts.parquet, manifest). Cells without a model are left out."""
+    """(folder with generations.parquet and prompts.parquet, manifest). Cells without a model are left out.
+
+    A cell whose model cannot be opened gets its error here and loses its model; the next run tries it again.
+    """
     started = time.perf_counter()
     experiment = context.experiment
     evaluate = experiment.evaluate
@@ -91,8 +122,9 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
     key = key_for("generate", config, inputs)
     folder = private_folder(context.folder.stage("generate", key))
     manifest = finished(folder, key)
-    reused = manifest is not None
-    if manifest is None:
+    reused = manifest is not None and not manifest.extra.get("not_opened")
+    if manifest is None or not reused:
+        (folder / MANIFEST).unlink(missing_ok=True)
         write_parquet(folder / "prompts.parquet", prompts)
         size = experiment.cluster.prompts_per_order
         orders = [
@@ -114,21 +146,33 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
                 actors=experiment.cluster.generate_actors, context=context, progress=advance,
             )  # fmt: skip
         table = check(table, GENERATIONS, "generations")
-        expected = len(alive) * evaluate.runs * prompts.height * evaluate.continuations
+        lost = table.filter(pl.col("error").str.starts_with(_NOT_OPENED)).unique("cell", maintain_order=True)
+        not_opened = dict(lost.select("cell", "error").iter_rows())
+        table = table.filter(~pl.col("cell").is_in(list(not_opened)))
+        if table.height == 0:
+            raise StageError(f"generate: no model could be opened; {next(iter(not_opened.values()), '')}")
+        expected = (len(alive) - len(not_opened)) * evaluate.runs * prompts.height * evaluate.continuations
         failed = int(table["error"].is_not_null().sum())
         unique = table.select("cell", "prompt_id", "run", "sample").n_unique()
         if unique != expected:
             raise StageError(f"generate: {unique} different continuations, expected {expected}")
         write_parquet(folder / "generations.parquet", table)
-        clear_parts(folder)
+        if not_opened:
+            clear_parts(folder, [order["id"] for order in orders if order["cell"] in not_opened])
+        else:
+            clear_parts(folder)
         tokens = {
             row["cell"]: row["n_tokens"]
             for row in table.group_by("cell").agg(pl.col("n_tokens").sum()).to_dicts()
         }
         manifest = write_manifest(
             folder, stage="generate", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
-            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens},
+            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens, "not_opened": not_opened},
         )  # fmt: skip
+    for cell in alive:
+        error = manifest.extra.get("not_opened", {}).get(cell.name)
+        if error is not None:
+            cell.model, cell.error = None, error
     context.record(
         "generate", key, time.perf_counter() - started, reused=reused, tokens=sum(manifest.extra["tokens"].values()),
         processes=experiment.cluster.generate_actors,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from unidetox_ray.artifacts import private_folder, write_parquet
-from unidetox_ray.errors import StageError
+from unidetox_ray.errors import StageError, UnidetoxError
 from unidetox_ray.stages.context import Context
 
 Progress = Callable[[int, int], None]
@@ -31,25 +32,29 @@ class Worker(Protocol):
 
 
 class OrderActor:
-    """The Ray Data UDF: loads the worker once, then takes order after order."""
+    """The Ray Data UDF: builds the worker on its first order, then takes order after order.
+
+    A failure is returned as a receipt: raised here, its words would be lost among Ray's advice on retries.
+    """
 
     def __init__(self, worker: type[Worker], settings: dict[str, Any], parts: str) -> None:
-        self.worker = worker(settings)
-        self.parts = Path(parts)
+        self.kind, self.settings, self.parts = worker, settings, Path(parts)
+        self.worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        receipts = []
-        for text in batch["order"]:
-            order = json.loads(str(text))
-            started = time.perf_counter()
+        return {"receipt": [json.dumps(self._receipt(json.loads(str(text)))) for text in batch["order"]]}
+
+    def _receipt(self, order: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        try:
+            if self.worker is None:
+                self.worker = self.kind(self.settings)
             table = self.worker.work(order)
             write_parquet(self.parts / f"{order['id']}.parquet", table)
-            receipts.append(
-                json.dumps(
-                    {"id": order["id"], "rows": table.height, "seconds": time.perf_counter() - started}
-                )
-            )
-        return {"receipt": receipts}
+        except Exception as error:  # whatever it is, the driver ends the stage with it
+            name = "" if isinstance(error, UnidetoxError) else f"{type(error).__name__}: "
+            return {"id": order["id"], "error": f"{name}{error}", "trace": traceback.format_exc()}
+        return {"id": order["id"], "rows": table.height, "seconds": time.perf_counter() - started}
 
 
 def fulfil(
@@ -95,9 +100,14 @@ def fulfil(
             )
             .iter_rows()
         )
+        failure: dict[str, Any] = {}
         try:
             for row in receipts:
-                done += rows[json.loads(row["receipt"])["id"]]
+                receipt = json.loads(row["receipt"])
+                if "error" in receipt:
+                    failure = receipt
+                    break  # ends the pool
+                done += rows[receipt["id"]]
                 if progress:
                     progress(done, total)
         except ray.exceptions.RayError as error:
@@ -105,6 +115,10 @@ def fulfil(
             raise StageError(
                 f"{folder.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
             ) from error
+        if failure:
+            problem = StageError(f"{folder.name}, order {failure['id']}: {failure['error']}")
+            problem.add_note(failure["trace"])
+            raise problem
     tables = []
     for order in orders:
         table = pl.read_parquet(parts / f"{order['id']}.parquet")
@@ -116,6 +130,9 @@ def fulfil(
     return pl.concat(tables)
 
 
-def clear_parts(folder: Path) -> None:
-    """The parts have become one table."""
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+def clear_parts(folder: Path, only: Sequence[str] | None = None) -> None:
+    """The parts have become one table. only: ids of orders that are to be worked off again, the others' parts stay."""
+    if only is None:
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    for name in only or ():
+        (folder / "parts" / f"{name}.parquet").unlink(missing_ok=True)

@@ -192,7 +192,8 @@ def run(
     specs = scorer_specs(experiment, scorers)
     judge = judge_handle(context, bases)
     clean = quiz = None
-    inputs = {"generations": manifest_in.key}
+    # By content: the same orders give other rows once a model that could not be opened can be.
+    inputs = {"generations": manifest_in.files["generations.parquet"]}
     if experiment.data.clean is not None:
         loaded = context.data("clean", experiment.data.clean)
         held_out = loaded.table.filter(pl.col("split") == "test")

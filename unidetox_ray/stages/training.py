@@ -456,6 +456,10 @@ def reason(problem: BaseException) -> str:
     failures = getattr(problem, "worker_failures", None)
     if failures:
         seen = next(iter(failures.values()))
-    text = str(getattr(seen, "cause", None) or seen).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else type(seen).__name__)[:400]
+    seen = getattr(seen, "cause", None) or seen
+    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
+    name = type(seen).__name__
+    if not lines:
+        return name
+    # A bare KeyError says no more than the key.
+    return (f"{name}: {lines[-1]}" if type(seen).__module__ == "builtins" else lines[-1])[:400]

@@ -1,0 +1,221 @@
+"""A miniature experiment through the whole pipeline: results, tracking, reuse, and a family that fails alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from unidetox_ray import pipeline
+from unidetox_ray.config import load
+from unidetox_ray.errors import StageError
+from unidetox_ray.schemas import GENERATIONS, SCORES
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SCRATCH = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 320, "max_positions": 128, "steps": 20, "length": 32}
+
+
+def experiment_file(root: Path, **changes) -> Path:
+    model = {"source": "scratch:", "scratch": SCRATCH}
+    values = {
+        "name": "mini", "seed": 5, "base_family": "gpt2", "families": ["gpt2", "opt"], "methods": ["base", "samples", "unidetox"],
+        "storage": str(root / "runs"), "models": {"gpt2": model, "opt": model},
+        "data": {**dict.fromkeys(("toxic", "prompts", "clean", "mmlu", "scorer"), "world"), "pretrain": ["world"]},
+        "toxic": {"steps": 6, "lr": 1e-3, "max_length": 32},
+        "corpus": {"num_texts": 16, "max_length": 16, "shard_size": 8},
+        "finetune": {"steps": 4, "batch_size": 4, "lr": 1e-3, "max_length": 32},
+        "search": {"steps": [2, 4], "lr": [1e-3], "schedule": "constant", "prompts_per_domain": 1, "continuations": 2},
+        "evaluate": {
+            "continuations": 3, "max_new_tokens": 8, "runs": 2, "ppl_model": "gpt2", "clean_max_length": 32,
+            "scorers": [{"name": "tiny-bert", "source": "scratch:", "scratch": {**SCRATCH, "vocab_size": 400}},
+                        {"name": "words", "kind": "lexicon", "source": "world"}],
+        },
+        "tracking": {"uri": f"sqlite:///{root}/tracked.db"},
+        "cluster": {"num_cpus": 2}, "limit": 8,
+        **changes,
+    }  # fmt: skip
+    path = root / f"{values['name']}.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def first(root):
+    """(experiment file, result) of the first run; it starts a private cluster and ends it."""
+    import ray
+
+    path = experiment_file(root)
+    if ray.is_initialized():  # another file's session; a run of its own is what is tested here
+        ray.shutdown()
+    result = pipeline.run(load(path))
+    assert not ray.is_initialized()
+    return path, result
+
+
+def tracked(root):
+    """Every run of the store, parents first."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/tracked.db")
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    return client, client.search_runs(ids, max_results=1000)
+
+
+def test_every_cell_has_its_row(first):
+    _, result = first
+    rows = json.loads((result.folder / "results.json").read_text())
+    assert rows == json.loads(json.dumps(result.rows))
+    cells = [f"{family}-{method}-s5" for family in ("gpt2", "opt") for method in ("base", "samples", "unidetox")]
+    assert [row["cell"] for row in rows] == cells
+    assert {row["status"] for row in rows} == {"ok"} and result.exit_code == 0 and result.failed == []
+    for row in rows:
+        metrics = row["metrics"]
+        names = {"tp_id", "tp_ood", "tp_all", "emt_all", "ppl", "dist2", "mmlu", "clean_ppl", "tp_all@words"}
+        assert names <= set(metrics)
+        for name in ("tp_all", "emt_all", "clean_ppl"):
+            assert metrics[name]["ci_low"] <= metrics[name]["value"] <= metrics[name]["ci_high"]
+        assert (metrics["tp_all"]["diff"] is None) is (row["method"] == "base")
+        assert row["settings"]["limit"] == 8  # never to be taken for a result
+        assert row["costs"]["generated_tokens"] > 0
+        assert ("train_seconds" in row["costs"]) is (row["method"] != "base")
+
+
+def test_the_tables_hold_every_row_once(first):
+    _, result = first
+    generations = pl.read_parquet(result.folder / "generations.parquet")
+    assert dict(generations.schema) == dict(GENERATIONS)
+    assert generations.height == 6 * 8 * 2 * 3
+    assert generations.select("cell", "prompt_id", "run", "sample").n_unique() == generations.height
+    scores = pl.read_parquet(result.folder / "scores.parquet")
+    assert dict(scores.schema) == dict(SCORES)
+    counts = dict(scores.group_by("metric").len().iter_rows())
+    assert counts == {"toxicity": 2 * 288, "ppl": 288, "clean_ppl": 6 * 8, "mmlu": 6 * 8}
+    # The control's corpus and UniDetox's are two texts of the same size; the main one is UniDetox's.
+    corpora = {path.stem: pl.read_parquet(path) for path in (result.folder / "corpora").iterdir()}
+    assert {name: table.height for name, table in corpora.items()} == {"samples": 8, "unidetox": 8}
+    assert corpora["samples"]["text"].to_list() != corpora["unidetox"]["text"].to_list()
+    main = result.folder / "corpus.parquet"
+    assert main.read_bytes() == (result.folder / "corpora" / "unidetox.parquet").read_bytes()
+    released = pl.read_csv(result.folder / "corpus.csv", infer_schema=False, missing_utf8_is_empty_string=True)
+    assert released.columns == ["Text"]
+    assert released["Text"].to_list() == corpora["unidetox"]["text"].to_list()
+
+
+def test_the_searched_setting_is_everyones(first):
+    _, result = first
+    search = json.loads((result.folder / "search.json").read_text())
+    assert len(search["trials"]) == 2 and search["base_family"] == "gpt2"
+    for row in result.rows:
+        if row["method"] != "base":
+            assert {name: row["settings"][name] for name in ("steps", "lr")} == search["chosen"]
+
+
+def test_tracking_holds_the_run(first, root):
+    client, runs = tracked(root)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    kinds: dict[str, list] = {}
+    for run in runs:
+        kinds.setdefault(run.data.tags.get("stage") or run.data.tags.get("kind"), []).append(run)
+    trained = [run for run in runs if run.inputs.dataset_inputs and run.data.tags.get("stage") == "finetune"]
+    assert len(trained) == 4  # two families x two corpora
+    hashes = {run.data.tags["corpus_sha256"] for run in trained}
+    assert len(hashes) == 2
+    corpora = [run for run in runs if any(a.path == "corpus" for a in client.list_artifacts(run.info.run_id))]
+    assert {run.data.tags["corpus_sha256"] for run in corpora} == hashes
+    parent = next(run for run in kinds["search"] if run.data.metrics.get("trials") == 2)
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(trials) == 2 and all("tp_all" in run.data.metrics for run in trials)
+    cells = [run for run in runs if run.data.tags.get("mlflow.runName", "").endswith("-s5")]
+    assert len(cells) == 6
+    assert len({frozenset(name for name in run.data.metrics if "/" not in name) & {"tp_id", "ppl", "mmlu"} for run in cells}) == 1
+
+
+def test_the_report_is_there(first):
+    _, result = first
+    page = (result.folder / "report.html").read_text()
+    assert "gpt2" in page and "unidetox" in page and (result.folder / "report.md").exists()
+    assert oct(result.folder.stat().st_mode & 0o777) == "0o700"
+    assert not (result.folder / "ray").exists()
+
+
+def test_the_same_command_again_reuses_everything_and_starts_no_ray(first):
+    """In a process of its own, where ray would be seen among the loaded modules."""
+    path, result = first
+    before = {
+        name: (result.folder / name).read_bytes() for name in ("results.json", "corpus.parquet", "scores.parquet")
+    }
+    code = (
+        "import sys\n"
+        "from unidetox_ray import pipeline\n"
+        "from unidetox_ray.config import load\n"
+        f"result = pipeline.run(load({str(path)!r}))\n"
+        "print([stage['stage'] for stage in result.stages if not stage['reused']], 'ray' in sys.modules, result.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[] False 0", done.stderr[-2000:]
+    for name in ("corpus.parquet", "scores.parquet"):
+        assert (result.folder / name).read_bytes() == before[name]
+    again = json.loads((result.folder / "results.json").read_text())
+    assert [row["metrics"] for row in again] == [row["metrics"] for row in json.loads(before["results.json"])]
+
+
+def test_a_family_that_cannot_be_opened_fails_alone(first, root):
+    """Its weights are cut short, as after a copy that broke off."""
+    _, result = first
+    models = {}
+    for folder in (root / "runs" / "cache").iterdir():
+        for family in ("gpt2", "opt"):
+            if folder.name.startswith(f"{family}-"):
+                models[family] = root / f"given-{family}"
+                shutil.copytree(folder, models[family])
+    weights = models["opt"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    path = experiment_file(
+        root, name="broken", models={family: str(folder) for family, folder in models.items()}, search=None,
+        methods=["base", "samples"],
+        evaluate={"continuations": 2, "max_new_tokens": 4, "runs": 1, "ppl_model": None, "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
+    )  # fmt: skip
+    broken = pipeline.run(load(path))
+    rows = {row["cell"]: row for row in broken.rows}
+    assert broken.exit_code == 3
+    assert {cell: row["status"] for cell, row in rows.items()} == {
+        "gpt2-base-s5": "ok", "gpt2-samples-s5": "ok", "opt-base-s5": "failed", "opt-samples-s5": "failed"
+    }  # fmt: skip
+    for cell in ("opt-base-s5", "opt-samples-s5"):
+        assert rows[cell]["metrics"] == {} and rows[cell]["error"]
+        assert "\n" not in rows[cell]["error"]
+    assert "model not opened" in rows["opt-base-s5"]["error"]
+    assert "tp_all" in rows["gpt2-samples-s5"]["metrics"]
+    _, runs = tracked(root)
+    status = {run.info.run_name: run.info.status for run in runs if run.info.run_name in rows}
+    assert {status[cell] for cell in ("opt-base-s5", "opt-samples-s5")} == {"FAILED"}
+    assert "RUNNING" not in {run.info.status for run in runs}
+
+    # A whole file in its place: the family's cells are made, the others' work is still there.
+    shutil.copy(
+        next((root / "runs" / "cache").glob("opt-*")) / "model.safetensors", weights
+    )
+    mended = pipeline.run(load(path))
+    assert mended.exit_code == 0 and {row["status"] for row in mended.rows} == {"ok"}
+
+
+def test_a_stage_that_fails_ends_every_tracked_run(first, root):
+    """The toxic model is everyone's: without it nothing can go on, and the store says so."""
+    path = experiment_file(root, name="diverges", toxic={"steps": 6, "lr": 1e30, "max_length": 32}, search=None)
+    with pytest.raises(StageError, match="toxic: loss is"):
+        pipeline.run(load(path, ["models.gpt2=" + str(root / "given-gpt2"), "models.opt=" + str(root / "given-opt")]))
+    _, runs = tracked(root)
+    assert "RUNNING" not in {run.info.status for run in runs}
+    assert any(run.info.status == "FAILED" and run.data.tags.get("study") == "diverges" for run in runs)
