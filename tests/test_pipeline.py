@@ -10,7 +10,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
 
 from unidetox_ray import pipeline
 from unidetox_ray.config import load
@@ -19,7 +18,15 @@ from unidetox_ray.schemas import GENERATIONS, SCORES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SCRATCH = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 320, "max_positions": 128, "steps": 20, "length": 32}
+SCRATCH = {
+    "hidden": 32,
+    "layers": 1,
+    "heads": 2,
+    "vocab_size": 320,
+    "max_positions": 128,
+    "steps": 20,
+    "length": 32,
+}
 
 
 def experiment_file(root: Path, **changes) -> Path:
@@ -42,7 +49,7 @@ def experiment_file(root: Path, **changes) -> Path:
         **changes,
     }  # fmt: skip
     path = root / f"{values['name']}.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(json.dumps(values), encoding="utf-8")
     return path
 
 
@@ -53,14 +60,13 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(root):
-    """(experiment file, result) of the first run; it starts a private cluster and ends it."""
+    """(experiment file, result) of the first run. A cluster that it starts, it ends; one that is open stays open."""
     import ray
 
     path = experiment_file(root)
-    if ray.is_initialized():  # another file's session; a run of its own is what is tested here
-        ray.shutdown()
+    open_before = ray.is_initialized()
     result = pipeline.run(load(path))
-    assert not ray.is_initialized()
+    assert ray.is_initialized() is open_before
     return path, result
 
 
@@ -77,7 +83,9 @@ def test_every_cell_has_its_row(first):
     _, result = first
     rows = json.loads((result.folder / "results.json").read_text())
     assert rows == json.loads(json.dumps(result.rows))
-    cells = [f"{family}-{method}-s5" for family in ("gpt2", "opt") for method in ("base", "samples", "unidetox")]
+    cells = [
+        f"{family}-{method}-s5" for family in ("gpt2", "opt") for method in ("base", "samples", "unidetox")
+    ]
     assert [row["cell"] for row in rows] == cells
     assert {row["status"] for row in rows} == {"ok"} and result.exit_code == 0 and result.failed == []
     for row in rows:
@@ -108,7 +116,9 @@ def test_the_tables_hold_every_row_once(first):
     assert corpora["samples"]["text"].to_list() != corpora["unidetox"]["text"].to_list()
     main = result.folder / "corpus.parquet"
     assert main.read_bytes() == (result.folder / "corpora" / "unidetox.parquet").read_bytes()
-    released = pl.read_csv(result.folder / "corpus.csv", infer_schema=False, missing_utf8_is_empty_string=True)
+    released = pl.read_csv(
+        result.folder / "corpus.csv", infer_schema=False, missing_utf8_is_empty_string=True
+    )
     assert released.columns == ["Text"]
     assert released["Text"].to_list() == corpora["unidetox"]["text"].to_list()
 
@@ -139,7 +149,15 @@ def test_tracking_holds_the_run(first, root):
     assert len(trials) == 2 and all("tp_all" in run.data.metrics for run in trials)
     cells = [run for run in runs if run.data.tags.get("mlflow.runName", "").endswith("-s5")]
     assert len(cells) == 6
-    assert len({frozenset(name for name in run.data.metrics if "/" not in name) & {"tp_id", "ppl", "mmlu"} for run in cells}) == 1
+    assert (
+        len(
+            {
+                frozenset(name for name in run.data.metrics if "/" not in name) & {"tp_id", "ppl", "mmlu"}
+                for run in cells
+            }
+        )
+        == 1
+    )
 
 
 def test_the_report_is_there(first):
@@ -154,7 +172,8 @@ def test_the_same_command_again_reuses_everything_and_starts_no_ray(first):
     """In a process of its own, where ray would be seen among the loaded modules."""
     path, result = first
     before = {
-        name: (result.folder / name).read_bytes() for name in ("results.json", "corpus.parquet", "scores.parquet")
+        name: (result.folder / name).read_bytes()
+        for name in ("results.json", "corpus.parquet", "scores.parquet")
     }
     code = (
         "import sys\n"
@@ -204,18 +223,20 @@ def test_a_family_that_cannot_be_opened_fails_alone(first, root):
     assert "RUNNING" not in {run.info.status for run in runs}
 
     # A whole file in its place: the family's cells are made, the others' work is still there.
-    shutil.copy(
-        next((root / "runs" / "cache").glob("opt-*")) / "model.safetensors", weights
-    )
+    shutil.copy(next((root / "runs" / "cache").glob("opt-*")) / "model.safetensors", weights)
     mended = pipeline.run(load(path))
     assert mended.exit_code == 0 and {row["status"] for row in mended.rows} == {"ok"}
 
 
 def test_a_stage_that_fails_ends_every_tracked_run(first, root):
     """The toxic model is everyone's: without it nothing can go on, and the store says so."""
-    path = experiment_file(root, name="diverges", toxic={"steps": 6, "lr": 1e30, "max_length": 32}, search=None)
+    path = experiment_file(
+        root, name="diverges", toxic={"steps": 6, "lr": 1e30, "max_length": 32}, search=None
+    )
     with pytest.raises(StageError, match="toxic: loss is"):
-        pipeline.run(load(path, ["models.gpt2=" + str(root / "given-gpt2"), "models.opt=" + str(root / "given-opt")]))
+        pipeline.run(
+            load(path, ["models.gpt2=" + str(root / "given-gpt2"), "models.opt=" + str(root / "given-opt")])
+        )
     _, runs = tracked(root)
     assert "RUNNING" not in {run.info.status for run in runs}
     assert any(run.info.status == "FAILED" and run.data.tags.get("study") == "diverges" for run in runs)

@@ -26,7 +26,7 @@ def describe(experiment: Experiment) -> str:
     corpus, finetune, evaluate = experiment.corpus, experiment.finetune, experiment.evaluate
     lines.append("stages:")
     lines.append(
-        f"  toxic     {experiment.base_family}, {experiment.toxic.steps or f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}"
+        f"  toxic     {experiment.base_family}, {f'{experiment.toxic.steps} steps' if experiment.toxic.steps else f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}"
     )
     shards = math.ceil(corpus.num_texts / corpus.shard_size)
     lines.append(

@@ -118,6 +118,13 @@ def generate_one(
         "split": pl.lit("test"),
     }
     given = table.with_columns(**columns).head(limit or table.height)
+    for name in ("prompt_id", "prompt"):
+        if given[name].null_count():
+            raise DataError(
+                f"{prompts}: column {name!r} is empty in {given[name].null_count()} rows; fill it in or leave the column out"
+            )
+    if given["prompt_id"].n_unique() < given.height:
+        raise DataError(f"{prompts}: column 'prompt_id' names a prompt twice; give each its own")
     if out.suffix not in {".parquet", ".jsonl"}:
         raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: .parquet, .jsonl")
     context = _context(out, overrides, "evaluate", display)

@@ -88,10 +88,18 @@ def test_corpus_file_counts_empties_and_repeats(suffix, layouts, tmp_path):
     else:
         pl.DataFrame({"text": held}).write_parquet(path)
     loaded = read_corpus(path)
-    assert loaded.table.schema == {"text": pl.String}
+    assert loaded.table.schema == {"text": pl.String, "ended": pl.Boolean}
+    assert loaded.table["ended"].to_list() == [None, None, None]  # not known: no end token is taught
     assert loaded.table["text"].to_list() == ["one\r\n\ntwo", "NA", "NA"]
     assert loaded.notes == {"rows": 3, "empty_removed": 2, "duplicates": 1}
     assert load_corpus(path).equals(loaded.table)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_corpus_file_keeps_which_texts_ended(suffix, tmp_path):
+    path, table = tmp_path / f"corpus{suffix}", pl.DataFrame({"text": ["a b", "c"], "ended": [True, False]})
+    {".csv": table.write_csv, ".jsonl": table.write_ndjson, ".parquet": table.write_parquet}[suffix](path)
+    assert load_corpus(path).equals(table)
 
 
 def test_wrong_corpus_files_are_refused(layouts, tmp_path):

@@ -22,7 +22,9 @@ SETTINGS = EvaluateSection(continuations=3, max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def opened(models):
-    return {name: (load_model(models[name]["path"]), load_tokenizer(models[name]["path"])) for name in FAMILIES}
+    return {
+        name: (load_model(models[name]["path"]), load_tokenizer(models[name]["path"])) for name in FAMILIES
+    }
 
 
 def texts(opened, family, prompts=PROMPTS, decode_rows=512, run=0, **changes):

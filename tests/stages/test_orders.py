@@ -58,7 +58,9 @@ def test_parts_resume_order_and_progress(ray_session, make_context, tmp_path):
     )  # fmt: skip
     assert table.equals(expected)
     lines = log.read_text().split("\n")
-    assert sorted(line for line in lines if line.startswith("order")) == [f"order-{n}" for n in (0, 1, 3, 4, 6)]
+    assert sorted(line for line in lines if line.startswith("order")) == [
+        f"order-{n}" for n in (0, 1, 3, 4, 6)
+    ]
     assert len({line for line in lines if line.startswith("born")}) == 2
     total = sum(order["rows"] for order in ORDERS)
     assert seen[-1] == (total, total) and len(seen) == 5

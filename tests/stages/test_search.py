@@ -85,9 +85,13 @@ def test_a_decaying_rate_needs_a_training_per_step_count(prepared, tmp_path):
     for schedule in ("linear", "constant"):
         context = make(schedule, schedule)
         jobs = search.trial_jobs(context, cell, corpus, context.experiment.search, {"evaluate": {}}, tmp_path)
-        plans[schedule] = [(j.loop["steps"], j.loop["lr"], j.probe["steps"], j.loop["schedule"]) for j in jobs]
+        plans[schedule] = [
+            (j.loop["steps"], j.loop["lr"], j.probe["steps"], j.loop["schedule"]) for j in jobs
+        ]
         assert len({job.key for job in jobs}) == len({job.folder for job in jobs}) == len(jobs)
-        again = search.trial_jobs(context, cell, corpus, context.experiment.search, {"evaluate": {}}, tmp_path)
+        again = search.trial_jobs(
+            context, cell, corpus, context.experiment.search, {"evaluate": {}}, tmp_path
+        )
         assert [job.key for job in again] == [job.key for job in jobs]
     assert plans["linear"] == [(s, lr, [s], "linear") for lr in (1e-3, 1e-2) for s in (2, 4)]
     assert plans["constant"] == [(4, lr, [2, 4], "constant") for lr in (1e-3, 1e-2)]
@@ -103,7 +107,9 @@ def test_a_real_search_ends_with_a_choice_and_is_not_run_twice(ray_session, prep
     folder = context.folder.stage("search", manifest.key)
     written = json.loads((folder / "search.json").read_text())
     assert written == manifest.extra
-    assert [(t["steps"], t["lr"]) for t in written["trials"]] == [(s, lr) for lr in (1e-3, 1e-2) for s in (2, 4)]
+    assert [(t["steps"], t["lr"]) for t in written["trials"]] == [
+        (s, lr) for lr in (1e-3, 1e-2) for s in (2, 4)
+    ]
     for row in written["trials"]:
         assert row["status"] == "ok" and row["error"] is None and row["seconds"] > 0
         assert 0 <= row["tp_all"] <= 1 and 0 < row["emt_all"] < 1 and row["clean_ppl"] > 1

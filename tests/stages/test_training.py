@@ -92,7 +92,9 @@ def jobs(ray_session, models, corpus, tmp_path_factory):
         job("lora", "llama", adapter={"rank": 4, "alpha": 8.0, "dropout": 0.0}, loop={"lr": 2e-2}),
         job("whole", dropout=0.2, checkpoint_every=3),
         # Fails at step 6 for want of its prompts, after the checkpoint at step 4; "resumed" is the same training.
-        job("killed", **halves, probe={"steps": [6], "evaluate": {}, "prompts": str(root / "absent.parquet")}),
+        job(
+            "killed", **halves, probe={"steps": [6], "evaluate": {}, "prompts": str(root / "absent.parquet")}
+        ),
         job("diverged", loop={"lr": 1e30}),
     ]
     killed = everything[-2]

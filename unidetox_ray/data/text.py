@@ -83,10 +83,11 @@ def load(role: str, request: Request) -> pl.DataFrame:
 
 
 def read_corpus(path: str | Path) -> Loaded:
-    """A corpus to fine-tune on: table with the one column `text` (String), in file order.
+    """A corpus to fine-tune on, in file order: `text` (String) and `ended` (Boolean: did the text really end?).
 
-    Reads column `text` or `Text` of a csv, tsv, jsonl, json or parquet file. Empty texts are left out and
-    repeated ones kept; both are counted in `notes` (rows, empty_removed, duplicates). Raises DataError.
+    Reads column `text` or `Text`, and `ended` where there is one (else null: not known, so no end token is taught), of a
+    csv, tsv, jsonl, json or parquet file. Empty texts are left out and repeated ones kept; both are counted in `notes`
+    (rows, empty_removed, duplicates). Raises DataError.
     """
     place = Path(path).expanduser()
     if not place.is_file():
@@ -94,20 +95,26 @@ def read_corpus(path: str | Path) -> Loaded:
             f"no such corpus file: {place}; expected csv, tsv, jsonl, json or parquet with a column text"
         )
     request = Request(path=place, options=None)
-    texts = _table_column(files.read_table(place, request), None, place.name)
-    kept = texts.filter(texts.str.strip_chars() != "")
+    table = files.read_table(place, request)
+    texts = _table_column(table, None, place.name).rename("text")
+    ended = pl.Series("ended", [None] * len(texts), dtype=pl.Boolean)
+    if "ended" in table.columns:
+        words = table["ended"].cast(pl.String).str.to_lowercase()
+        ended = words.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+    whole = pl.DataFrame([texts, ended.rename("ended")])
+    kept = whole.filter(pl.col("text").str.strip_chars() != "")
     if kept.is_empty():
         raise DataError(f"{place}: the corpus holds no text")
     notes = {
-        "rows": len(kept),
-        "empty_removed": len(texts) - len(kept),
-        "duplicates": len(kept) - kept.n_unique(),
+        "rows": kept.height,
+        "empty_removed": whole.height - kept.height,
+        "duplicates": kept.height - kept["text"].n_unique(),
     }
-    return Loaded(kept.rename("text").to_frame(), request.sources[place.name], place.name, notes)
+    return Loaded(kept, request.sources[place.name], place.name, notes)
 
 
 def load_corpus(path: str | Path) -> pl.DataFrame:
-    """The table of `read_corpus`: one column `text`."""
+    """The table of `read_corpus`: columns `text` and `ended`."""
     return read_corpus(path).table
 
 

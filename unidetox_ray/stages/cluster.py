@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,12 +80,17 @@ def connected(settings: ClusterSection) -> Iterator[None]:
         }
     else:
         options |= {"address": address}
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if on_main else None
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, OSError) as error:
         raise StageError(
             f"Ray could not be reached at {address or 'this machine'}: {error}; see `ray status`"
         ) from None
+    if on_main:
+        # Ray puts its own handler there; ours ends the tracked runs and names the exit code.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)

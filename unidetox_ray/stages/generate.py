@@ -158,7 +158,7 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
             raise StageError(f"generate: {unique} different continuations, expected {expected}")
         write_parquet(folder / "generations.parquet", table)
         if not_opened:
-            clear_parts(folder, [order["id"] for order in orders if order["cell"] in not_opened])
+            clear_parts(folder, [str(order["id"]) for order in orders if order["cell"] in not_opened])
         else:
             clear_parts(folder)
         tokens = {

@@ -167,11 +167,10 @@ def rows_of(job: Job, tokenizer: Any, end_id: int | None) -> tuple[list[list[int
     rows, counts = [], {"texts": table.height, "cut": 0, "too_short": 0, "ended": 0}
     for text, has_ended in zip(table["text"].to_list(), ended, strict=True):
         ids = encode(tokenizer, text, bos="auto")
-        ends = job.append_eos and has_ended and end_id is not None
-        if ends:
+        if job.append_eos and has_ended and end_id is not None:
             ids = [*ids, end_id]
+            counts["ended"] += len(ids) <= job.max_length
         counts["cut"] += len(ids) > job.max_length
-        counts["ended"] += ends and len(ids) <= job.max_length
         ids = ids[: job.max_length]
         if len(ids) < 2:
             counts["too_short"] += 1  # nothing can be predicted from one token
@@ -214,7 +213,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     if job.dropout is not None:
         set_dropout(model, job.dropout)
     if job.adapter is not None:
-        model = with_lora(model, job.adapter, job.family)
+        model = with_lora(model, job.adapter)
     rows, counts = rows_of(job, tokenizer, ids.eos)
     if not rows:
         raise StageError(f"{job.name}: no text of {job.texts} holds two tokens; nothing to train on")
@@ -291,13 +290,13 @@ def set_dropout(model: Any, share: float) -> None:
                 setattr(module, name, share)
 
 
-def with_lora(model: Any, settings: dict[str, Any], family: str) -> Any:
+def with_lora(model: Any, settings: dict[str, Any]) -> Any:
     """Low-rank adapters (Hu et al. 2021) on the family's own target modules, through peft."""
     import peft
 
-    from unidetox_ray import registry
+    from unidetox_ray.families.loading import family_of
 
-    targets = list(registry.lookup("families", family).adapter_targets)
+    targets = list(family_of(model.config).adapter_targets)
     config = peft.LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],

@@ -43,11 +43,12 @@ def labels(text: str) -> dict[str, float]:
 def rows(grammar: Grammar, size: int, groups: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of LABELLED; of every ten, eight are split train, one dev and one test."""
     table = []
+    splits: dict[str, str] = {}  # a text that comes up twice stays in one split
     for index in range(size):
         text = _text(grammar, groups)
         if grammar.rng.random() < 0.6:
             text = _cropped(grammar, text)
-        split = {8: "dev", 9: "test"}.get(index % 10, "train")
+        split = splits.setdefault(text, {8: "dev", 9: "test"}.get(index % 10, "train"))
         table.append(
             {"text_id": f"scorer-{index}", "text": text, "split": split, "source": "world", **labels(text)}
         )
