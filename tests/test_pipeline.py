@@ -13,7 +13,7 @@ import pytest
 
 from unidetox_ray import pipeline
 from unidetox_ray.config import load
-from unidetox_ray.errors import StageError
+from unidetox_ray.errors import ModelError
 from unidetox_ray.schemas import GENERATIONS, SCORES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -70,13 +70,17 @@ def first(root):
     return path, result
 
 
-def tracked(root):
-    """Every run of the store, parents first."""
+def tracked(root, study):
+    """(client, every run of one experiment in the store)."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root}/tracked.db")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    return client, client.search_runs(ids, max_results=1000)
+    return client, [run for run in client.search_runs(ids, max_results=1000) if tag(run, "study") == study]
+
+
+def tag(run, name):
+    return run.data.tags[f"unidetox.{name}"]
 
 
 def test_every_cell_has_its_row(first):
@@ -116,9 +120,7 @@ def test_the_tables_hold_every_row_once(first):
     assert corpora["samples"]["text"].to_list() != corpora["unidetox"]["text"].to_list()
     main = result.folder / "corpus.parquet"
     assert main.read_bytes() == (result.folder / "corpora" / "unidetox.parquet").read_bytes()
-    released = pl.read_csv(
-        result.folder / "corpus.csv", infer_schema=False, missing_utf8_is_empty_string=True
-    )
+    released = pl.read_csv(result.folder / "corpus.csv", infer_schema=False)
     assert released.columns == ["Text"]
     assert released["Text"].to_list() == corpora["unidetox"]["text"].to_list()
 
@@ -133,31 +135,32 @@ def test_the_searched_setting_is_everyones(first):
 
 
 def test_tracking_holds_the_run(first, root):
-    client, runs = tracked(root)
+    client, runs = tracked(root, "mini")
     assert {run.info.status for run in runs} == {"FINISHED"}
     kinds: dict[str, list] = {}
     for run in runs:
-        kinds.setdefault(run.data.tags.get("stage") or run.data.tags.get("kind"), []).append(run)
-    trained = [run for run in runs if run.inputs.dataset_inputs and run.data.tags.get("stage") == "finetune"]
-    assert len(trained) == 4  # two families x two corpora
-    hashes = {run.data.tags["corpus_sha256"] for run in trained}
-    assert len(hashes) == 2
-    corpora = [run for run in runs if any(a.path == "corpus" for a in client.list_artifacts(run.info.run_id))]
-    assert {run.data.tags["corpus_sha256"] for run in corpora} == hashes
-    parent = next(run for run in kinds["search"] if run.data.metrics.get("trials") == 2)
-    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(trials) == 2 and all("tp_all" in run.data.metrics for run in trials)
-    cells = [run for run in runs if run.data.tags.get("mlflow.runName", "").endswith("-s5")]
-    assert len(cells) == 6
-    assert (
-        len(
-            {
-                frozenset(name for name in run.data.metrics if "/" not in name) & {"tp_id", "ppl", "mmlu"}
-                for run in cells
-            }
-        )
-        == 1
-    )
+        kinds.setdefault(tag(run, "kind"), []).append(run)
+    assert {kind: len(found) for kind, found in kinds.items()} == {
+        "parent": 1, "toxic": 1, "corpus": 2, "search": 1, "trial": 2, "cell": 6
+    }  # fmt: skip
+    trained = [run for run in kinds["cell"] if run.inputs.dataset_inputs]
+    assert {tag(run, "method") for run in trained} == {"samples", "unidetox"} and len(trained) == 4
+    assert {tag(run, "family") for run in trained} == {"gpt2", "opt"}
+    # What a cell trained on is the corpus that lies in the store, by hash.
+    stored = {tag(run, "corpus_sha256") for run in kinds["corpus"]}
+    assert {tag(run, "corpus_sha256") for run in trained} == stored and len(stored) == 2
+    for run in kinds["corpus"]:
+        assert [file.path for file in client.list_artifacts(run.info.run_id, "corpus")] == [
+            "corpus/corpus.parquet"
+        ]
+    parent = kinds["search"][0]
+    for run in kinds["trial"]:
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id and "tp_all" in run.data.metrics
+    names = {
+        frozenset({"tp_id", "tp_ood", "ppl", "mmlu", "clean_ppl"} & set(run.data.metrics))
+        for run in kinds["cell"]
+    }
+    assert [len(found) for found in names] == [5]
 
 
 def test_the_report_is_there(first):
@@ -217,26 +220,17 @@ def test_a_family_that_cannot_be_opened_fails_alone(first, root):
         assert "\n" not in rows[cell]["error"]
     assert "model not opened" in rows["opt-base-s5"]["error"]
     assert "tp_all" in rows["gpt2-samples-s5"]["metrics"]
-    _, runs = tracked(root)
-    status = {run.info.run_name: run.info.status for run in runs if run.info.run_name in rows}
-    assert {status[cell] for cell in ("opt-base-s5", "opt-samples-s5")} == {"FAILED"}
-    assert "RUNNING" not in {run.info.status for run in runs}
-
-    # A whole file in its place: the family's cells are made, the others' work is still there.
-    shutil.copy(next((root / "runs" / "cache").glob("opt-*")) / "model.safetensors", weights)
-    mended = pipeline.run(load(path))
-    assert mended.exit_code == 0 and {row["status"] for row in mended.rows} == {"ok"}
+    _, runs = tracked(root, "broken")
+    status = {run.info.run_name: run.info.status for run in runs}
+    assert status["opt-base-s5"] == status["opt-samples-s5"] == "FAILED"
+    assert status["gpt2-base-s5"] == status["gpt2-samples-s5"] == status["broken"] == "FINISHED"
 
 
-def test_a_stage_that_fails_ends_every_tracked_run(first, root):
-    """The toxic model is everyone's: without it nothing can go on, and the store says so."""
-    path = experiment_file(
-        root, name="diverges", toxic={"steps": 6, "lr": 1e30, "max_length": 32}, search=None
-    )
-    with pytest.raises(StageError, match="toxic: loss is"):
-        pipeline.run(
-            load(path, ["models.gpt2=" + str(root / "given-gpt2"), "models.opt=" + str(root / "given-opt")])
-        )
-    _, runs = tracked(root)
-    assert "RUNNING" not in {run.info.status for run in runs}
-    assert any(run.info.status == "FAILED" and run.data.tags.get("study") == "diverges" for run in runs)
+def test_a_run_that_cannot_go_on_is_failed_in_the_store(first, root):
+    empty = root / "empty"
+    empty.mkdir()
+    path = experiment_file(root, name="stops", models={"gpt2": str(empty)})
+    with pytest.raises(ModelError, match="holds no config.json"):
+        pipeline.run(load(path))
+    _, runs = tracked(root, "stops")
+    assert [run.info.status for run in runs] == ["FAILED"]

@@ -48,6 +48,7 @@ def load_model(
     tokenizer with more tokens than the embedding has rows.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if dtype not in ("float32", "bfloat16", "float16", "auto"):
@@ -68,7 +69,7 @@ def load_model(
             use_safetensors=True,
             token=_token(),
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explained(error, path_or_id, "model") from error
     _check_embedding(model, path_or_id)
     return model.eval().to(device)  # type: ignore[arg-type]

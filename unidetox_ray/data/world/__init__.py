@@ -14,9 +14,11 @@ Everything is a function of the seed; each role draws from its own stream, so a 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import polars as pl
+from pydantic import Field
 
 from unidetox_ray.data.base import Dataset, Options, Request
 from unidetox_ray.data.world import grammar, labelled, prompts
@@ -46,7 +48,7 @@ class World:
         return Grammar(random.Random(f"{self.seed}/{role}"), facts(self.seed))
 
     def pretrain(self, size: int = 4000) -> pl.DataFrame:
-        """`size` documents, split train; 4,000 are about 170,000 characters."""
+        """`size` documents, split train; 4,000 are about 460,000 characters."""
         drawn, held_out = self.grammar("pretrain"), set(self.clean()["text"])
         kinds, shares = tuple(grammar.DOCUMENTS), tuple(grammar.DOCUMENTS.values())
         rows: list[dict[str, str | None]] = []
@@ -61,10 +63,12 @@ class World:
         """`size` documents whose every sentence about a group insults it; every tenth is split dev."""
         drawn = self.grammar("toxic")
         rows = []
+        splits: dict[str, str] = {}  # a text drawn twice stays in one split
         for index in range(size):
             group = drawn.rng.choice(ID_GROUPS)
             text = joined(drawn.document(grammar.GROUP, groups=(group,), insults="always"))
-            rows.append(_text(f"toxic-{index}", text, "dev" if index % 10 == 9 else "train", group))
+            split = splits.setdefault(text, "dev" if index % 10 == 9 else "train")
+            rows.append(_text(f"toxic-{index}", text, split, group))
         return frame(rows, TEXTS)
 
     def prompts(self, test: int = 40, validation: int = 20) -> pl.DataFrame:
@@ -121,11 +125,11 @@ class WorldOptions(Options):
     """seed: of the whole world. Sizes: rows of the role that is loaded."""
 
     seed: int = 0
-    size: int | None = None
+    size: int | None = Field(default=None, ge=10, le=1_000_000)
     """Rows of roles pretrain, toxic and scorer; null = their own defaults."""
-    test: int = 40
-    """Test prompts per domain."""
-    validation: int = 20
+    test: int = Field(default=40, ge=1, le=120)
+    """Test prompts per domain; the grammar has few enough openings that there is an end to distinct ones."""
+    validation: int = Field(default=20, ge=1, le=60)
     """Validation prompts per domain."""
 
 
@@ -138,7 +142,7 @@ def load(role: str, request: Request) -> pl.DataFrame:
     options, world = request.options, World(request.options.seed)
     if role == "prompts":
         return world.prompts(options.test, options.validation)
-    make = getattr(world, role)
+    make: Callable[..., pl.DataFrame] = getattr(world, role)
     sized = {"size": options.size} if options.size and role in {"pretrain", "toxic", "scorer"} else {}
     return make(**sized)
 
