@@ -73,7 +73,9 @@ MISTAKES = {
     "missing file": (["run", "absent.yaml"], GOOD, "absent.yaml: cannot be read"),
     "missing model": (["finetune", "./no-model", "--corpus", "texts.csv", "--out", "new"], GOOD, "./no-model"),
     "missing corpus": (["finetune", "./no-model", "--corpus", "none.csv", "--out", "new"], GOOD, "none.csv"),
-    "unknown suffix": (["generate", "./no-model", "--prompts", "texts.csv", "--out", "x.txt"], GOOD, "'.txt'"),
+    "unknown suffix": (["generate", "./no-model", "--prompts", "prompts.csv", "--out", "x.txt"], GOOD, "'.txt'"),
+    "missing model of prompts": (["generate", "./no-model", "--prompts", "prompts.csv", "--out", "x.jsonl"], GOOD, "./no-model"),
+    "unknown field": (["finetune", "some/model", "--corpus", "texts.csv", "--out", "new", "step=3"], GOOD, "did you mean 'steps'"),
     "missing column": (["generate", "./no-model", "--prompts", "texts.csv", "--out", "x.jsonl"], GOOD, "column 'prompt'"),
     "no generations": (["score", "none.jsonl"], GOOD, "none.jsonl"),
     "no run folder": (["report", "nowhere"], GOOD, "nowhere: holds no config.yaml"),
@@ -86,6 +88,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_nothing_is_written(arguments, values, said, tmp_path):
     (tmp_path / "bad.yaml").write_text(json.dumps(values), encoding="utf-8")
     (tmp_path / "texts.csv").write_text("Text\none\n", encoding="utf-8")
+    (tmp_path / "prompts.csv").write_text("prompt\none\n", encoding="utf-8")
     before = everything_below(tmp_path)
     done = call(tmp_path, *arguments)
     assert done.returncode == 2, done.stderr

@@ -7,7 +7,8 @@
     llama    BPE over words with U+2581,    <unk> 0 <s> 1 </s> 2, no pad              <s>
              bytes for unknown characters
 
-Training is deterministic. All four turn any UTF-8 text into ids and back exactly.
+Training is deterministic. All four turn any UTF-8 text into ids and back exactly (LLaMA's, like the real one, reads
+U+2581 itself as a blank).
 """
 
 from __future__ import annotations
