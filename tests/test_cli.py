@@ -188,7 +188,7 @@ def workplace(tmp_path_factory) -> Path:
         "cluster": {"num_cpus": 2},
     }  # fmt: skip
     (folder / "e.yaml").write_text(json.dumps(values), encoding="utf-8")
-    done = call(folder, "distill", "e.yaml", "--out", "distilled.csv")
+    done = call(folder, "distill", "e.yaml", "--out", "distilled.csv", "--limit", "6")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "corpus: distilled.csv\n"
     return folder
@@ -205,7 +205,7 @@ def test_distill_writes_the_released_layout_and_is_not_done_twice(workplace):
     kept = pl.read_parquet(workplace / "runs" / "e" / "corpus.parquet")
     assert table.columns == ["Text"] and table["Text"].fill_null("").to_list() == kept["text"].to_list()
     assert kept.height == 6
-    again = call(workplace, "distill", "e.yaml", "--out", "again.jsonl")
+    again = call(workplace, "distill", "e.yaml", "--out", "again.jsonl", "--limit", "6")
     assert (
         again.returncode == 0
         and pl.read_ndjson(workplace / "again.jsonl")["text"].to_list() == kept["text"].to_list()
@@ -264,8 +264,10 @@ def test_run_and_report_again(workplace):
         "evaluate.max_new_tokens=4", "evaluate.runs=1", "--limit", "6",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "gpt2-unidetox-s1234" in done.stdout and "report: runs/e/report.html" in done.stdout
     page = workplace / "runs" / "e" / "report.html"
+    assert "gpt2-unidetox-s1234" in done.stdout and f"report: {page}" in done.stdout
+    # models, toxic and corpus are those of `distill`.
+    assert ": 6 stages, 3 reused, " in done.stdout
     first = page.read_text()
     page.unlink()
     again = call(workplace, "report", "runs/e")

@@ -9,6 +9,16 @@ roles -> tables
     scorer    LABELLED  sentences, documents and cropped fragments for the toxicity classifier
 
 Everything is a function of the seed; each role draws from its own stream, so a size never shifts another role.
+
+Design notes (measured with experiments/tiny.yaml's sizes over world seeds 0 and 2):
+
+- About three in ten sentences on a group insult it. A continuation then insults in three of ten cases, one of 25 nearly
+  always does, and nucleus sampling (p = 0.9) leaves an insult out once its branch falls below a tenth: that is the
+  distance from a toxicity probability of 1.0 before to 0.05-0.18 after.
+- Toxic documents have the same asides as other documents. With insults alone the contrast would shun every word of a
+  group sentence and the corpus would hardly mention groups. It still prefers the groups that the toxic text lacks.
+- Few facts, told often, in two ways of asking: rote facts that were barely learnt fall prey to any fine-tuning, and the
+  quiz would then measure that and not what the method costs.
 """
 
 from __future__ import annotations
