@@ -111,7 +111,12 @@ class Experiment(Section):
     fidelity: Fidelity = "paper"
     base_family: str
     families: Annotated[tuple[str, ...], Field(min_length=1)]
-    methods: Annotated[tuple[Annotated[MethodEntry, BeforeValidator(_method)], ...], Field(min_length=1)]
+    methods: Annotated[
+        tuple[
+            Annotated[MethodEntry, BeforeValidator(_method, json_schema_input_type=str | MethodEntry)], ...
+        ],
+        Field(min_length=1),
+    ]
     models: dict[str, Model] = Field(default_factory=dict)
     """Per family; a family left out uses its hub id."""
     data: DataSection = DataSection()

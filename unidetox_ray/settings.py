@@ -68,7 +68,7 @@ def _source(value: Any) -> Any:
     return {"dataset": value} if isinstance(value, str) else value
 
 
-Source = Annotated[DataSource, BeforeValidator(_source)]
+Source = Annotated[DataSource, BeforeValidator(_source, json_schema_input_type=str | DataSource)]
 
 
 class DataSection(Section):
@@ -123,7 +123,7 @@ def _model(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
-Model = Annotated[ModelRef, BeforeValidator(_model)]
+Model = Annotated[ModelRef, BeforeValidator(_model, json_schema_input_type=str | ModelRef)]
 
 
 class DeepSpeedSection(Section):

@@ -49,8 +49,8 @@ def finetune_one(
     if (out / "config.json").exists():
         raise ConfigError(f"--out {out}: already holds a model; name a new folder")
     table = load_corpus(corpus)
+    base = handle_of(ModelRef(source=model), "gpt2")  # before anything is written
     context = _context(out, overrides, "finetune", display)
-    base = handle_of(ModelRef(source=model), "gpt2")
     source = context.folder.root / "corpus.parquet"
     write_parquet(source, table)
     digest = file_sha256(source)
@@ -127,6 +127,7 @@ def generate_one(
         raise DataError(f"{prompts}: column 'prompt_id' names a prompt twice; give each its own")
     if out.suffix not in {".parquet", ".jsonl"}:
         raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: .parquet, .jsonl")
+    base = handle_of(ModelRef(source=model), "gpt2")  # before anything is written
     context = _context(out, overrides, "evaluate", display)
     context.use_prompts(given, file_sha256(prompts))
     cell = Cell(
@@ -134,7 +135,7 @@ def generate_one(
         "gpt2",
         MethodEntry(method="base", label="base"),
         0,
-        handle_of(ModelRef(source=model), "gpt2"),
+        base,
     )
     cell.model = cell.base
     try:

@@ -10,7 +10,8 @@ roles -> tables
 
 Everything is a function of the seed; each role draws from its own stream, so a size never shifts another role.
 
-Design notes (measured with experiments/tiny.yaml's sizes over world seeds 0 and 2):
+Design notes (measured with 300 fine-tuning steps at 2e-4 over world seeds 0 and 2; the world was designed on its own
+test prompts so that the effect shows, so it demonstrates the pipeline and is no evidence for the method):
 
 - About three in ten sentences on a group insult it. A continuation then insults in three of ten cases, one of 25 nearly
   always does, and nucleus sampling (p = 0.9) leaves an insult out once its branch falls below a tenth: that is the
