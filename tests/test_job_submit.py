@@ -49,6 +49,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def listed(address: str, environment: dict[str, str]) -> bool:
+    """Whether the head takes questions yet; one asked too early can hang."""
+    question = [RAY, "job", "list", "--address", address]
+    try:
+        return subprocess.run(question, env=environment, capture_output=True, timeout=30).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """(address of the dashboard, environment) of a head that is started here and ended by its process id."""
@@ -86,13 +95,8 @@ def head(tmp_path_factory):
         )  # fmt: skip
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        until = time.monotonic() + 120
-        while True:
-            listed = subprocess.run(
-                [RAY, "job", "list", "--address", address], env=environment, capture_output=True, text=True, timeout=120
-            )  # fmt: skip
-            if listed.returncode == 0:
-                break
+        until = time.monotonic() + 180
+        while not listed(address, environment):
             assert process.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
             time.sleep(1)
         yield address, environment
