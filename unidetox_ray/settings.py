@@ -7,7 +7,6 @@ code that a field stands for are numbered as in docs/fidelity.md.
 from __future__ import annotations
 
 import math
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -362,8 +361,3 @@ class ClusterSection(Section):
 
 def is_url(path: str) -> bool:
     return "://" in path
-
-
-def is_safe_name(name: str) -> bool:
-    """A name that is one folder, nowhere else."""
-    return bool(name) and PurePosixPath(name).name == name and name not in {".", ".."}
