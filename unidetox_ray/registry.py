@@ -26,10 +26,10 @@ METHODS = {
 }
 METRICS = {
     "toxicity": "unidetox_ray.metrics.toxicity:METRIC",
-    "perplexity": "unidetox_ray.metrics.perplexity:METRIC",
-    "clean_ppl": "unidetox_ray.metrics.perplexity:CLEAN_METRIC",
+    "perplexity": "unidetox_ray.metrics.judged_perplexity:METRIC",
     "distinct": "unidetox_ray.metrics.distinct:METRIC",
     "mmlu": "unidetox_ray.metrics.mmlu:METRIC",
+    "clean_ppl": "unidetox_ray.metrics.clean_perplexity:METRIC",
 }
 DATASETS = {
     "world": "unidetox_ray.data.world:DATASET",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 
@@ -20,10 +20,12 @@ from unidetox_ray import artifacts, schemas
 from unidetox_ray.errors import ArtifactError, DataError
 from unidetox_ray.metrics.measure import Measured, Measurements, ResultSettings, measure
 from unidetox_ray.metrics.stats import Floats, interval, paired_difference
+from unidetox_ray.metrics.toxicity import main_scorer
 
 __all__ = ["CellInfo", "ResultSettings", "cell_results", "read_results", "write_results"]
 
 BASE = "base"
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ def _rows(
     cells: Sequence[CellInfo], measured: Measurements, settings: ResultSettings
 ) -> Iterator[dict[str, Any]]:
     found, references = measured.metrics, {_base_of(info, cells) for info in cells}
+    scorer = main_scorer(measured.tables)
     # Every difference needs the draws of its base cell; those of other cells are dropped with their row.
     kept = {base: _draws(found[base]) for base in references if base is not None}
     head = ("family", "model", "method", "seed", "settings", "status", "error", "cell")
     for info in cells:
         row: dict[str, Any] = {name: getattr(info, name) for name in head}
-        row |= {"metrics": {}, "domains": {}, "scorer": measured.scorer, "costs": info.costs}
+        row |= {"metrics": {}, "domains": {}, "scorer": scorer, "costs": info.costs}
         if info.status == "ok":
             base = _base_of(info, cells)
             draws = kept[info.cell] if info.cell in kept else _draws(found[info.cell])
@@ -98,9 +101,9 @@ def _rows(
         yield row
 
 
-def _draws(metrics: dict[str, Measured]) -> dict[str, Floats]:
+def _draws(metrics: Mapping[Key, Measured]) -> dict[Key, Floats]:
     """All metrics of a cell that share their clusters are resampled in one product."""
-    drawn: dict[str, Floats] = {}
+    drawn: dict[Key, Floats] = {}
     for resampler in {id(m.resampler): m.resampler for m in metrics.values()}.values():
         names = [name for name, measured in metrics.items() if measured.resampler is resampler]
         drawn.update(zip(names, resampler.draws([metrics[name].statistic for name in names]), strict=True))
@@ -137,12 +140,13 @@ def _domain_entries(measured: Measurements, cell: str, settings: ResultSettings)
     metrics = measured.domains[cell]
     drawn = _draws(metrics)
     entries: dict[str, Any] = {}
-    for domain, distribution in measured.space.domains.items():
-        if f"tp/{domain}" in metrics:
+    for domain, distribution in measured.tables.space.domains.items():
+        names = [name for name, where in metrics if where == domain]
+        if names:
             entries[domain] = {"distribution": distribution}
-            for name in ("tp", "emt"):
-                full = _entry(metrics[f"{name}/{domain}"], drawn[f"{name}/{domain}"], None, None, settings)
-                entries[domain][name] = {key: full[key] for key in ("value", "ci_low", "ci_high", "n")}
+        for name in names:
+            full = _entry(metrics[name, domain], drawn[name, domain], None, None, settings)
+            entries[domain][name] = {key: full[key] for key in ("value", "ci_low", "ci_high", "n")}
     return entries
 
 

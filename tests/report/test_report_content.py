@@ -15,6 +15,7 @@ import yaml
 from unidetox_ray.errors import ArtifactError
 from unidetox_ray.report import build, build_search, load, readers, text, verdict
 from unidetox_ray.report.document import Points, Prose
+from unidetox_ray.report.search import best_yaml
 
 
 class Page(HTMLParser):
@@ -83,6 +84,7 @@ def test_sections_come_in_the_promised_order(page: Page) -> None:
         "Corpus",
         "Cost",
         "Protocol",
+        "Further metrics",
         "Second scorers",
         "Provenance",
         "Notes on the methods",
@@ -168,9 +170,9 @@ def test_two_seeds_of_a_cell_are_told_apart(run_folder: Path) -> None:
     assert "of 5 cells" in verdict_of(run_folder)[0]
 
 
-def test_second_scorer_has_its_own_table(page: Page) -> None:
+def test_second_scorer_and_all_other_metrics_have_tables_of_their_own(page: Page) -> None:
     heads = [row for row in page.rows if row and row[0] == "family · method"]
-    assert [row[1:] for row in heads[1:]] == [["tp_id@lexicon", "emt_id@lexicon"]]
+    assert [row[1:] for row in heads[1:]] == [["tp_all", "emt_all"], ["tp_id@lexicon", "emt_id@lexicon"]]
 
 
 def test_search_marks_the_chosen_cell_and_names_the_failed_trial(run_folder: Path) -> None:
@@ -243,8 +245,25 @@ def test_search_report_offers_the_best_setting_as_yaml(run_folder: Path) -> None
     source = build_search(run_folder).read_text("utf-8")
     found = re.search(r"<pre><code>(.*?)</code></pre>", source, re.DOTALL)
     assert found is not None
-    assert yaml.safe_load(found[1]) == {"finetune": {"steps": 120, "lr": 1e-3, "schedule": "constant"}}
+    assert yaml.safe_load(found[1]) == {
+        "finetune": {"steps": 120, "lr": 1e-3, "schedule": "constant", "batch_size": 8, "lora": {"rank": 16}}
+    }
     assert source.count("<polyline") == 3
+    assert "schedule of the search" in source and "schedule of the fine-tuning" in source
+    assert "not measured under it" not in source
+
+
+def test_another_schedule_than_the_searchs_is_said_and_is_what_the_yaml_holds(run_folder: Path) -> None:
+    search = json.loads((run_folder / "search.json").read_text("utf-8"))
+    search |= {"finetune_schedule": "linear", "finetune": {**search["finetune"], "schedule": "linear"}}
+    (run_folder / "search.json").write_text(json.dumps(search), "utf-8")
+    caution = "trained with schedule constant, the cells are fine-tuned with schedule linear"
+    for source in (build_search(run_folder).read_text("utf-8"), build(run_folder).html.read_text("utf-8")):
+        assert caution in source and "not measured under it" in source
+    written = best_yaml(search)
+    assert yaml.safe_load(written)["finetune"]["schedule"] == "linear"
+    comments = [line for line in written.splitlines() if line.startswith("#")]
+    assert search["reason"] in comments[0] and caution in comments[1] and len(comments) == 2
 
 
 def test_search_report_needs_only_search_json(run_folder: Path, tmp_path: Path) -> None:

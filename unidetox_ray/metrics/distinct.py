@@ -8,18 +8,12 @@ joined with "_", as released. The released code counts the prompt once per conti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import polars as pl
 
-from unidetox_ray.metrics.base import Metric
-
-METRIC = Metric(
-    name="distinct",
-    direction="higher",
-    range=(0.0, 1.0),
-    unit="distinct n-grams per word",
-    description="Diversity of a prompt's continuations, with the prompt (as released) and without (as in DExperts).",
-    source="released code U:905-942; Li et al. 2016; DExperts evaluate_generations.py",
-)
+from unidetox_ray.metrics.base import Measured, Metric, Number, Tables
+from unidetox_ray.metrics.stats import plain_mean
 
 ORDERS = (1, 2, 3)
 
@@ -87,3 +81,32 @@ def distinct_n(prompts: list[str], texts: list[str | None]) -> dict[str, float]:
     if not found.height:
         return dict.fromkeys(("dist1", "dist2", "dist3"), float("nan"))
     return {f"dist{n}": float(found[f"dist{n}"].to_numpy().mean()) for n in ORDERS}
+
+
+def measured(tables: Tables) -> Iterator[Number]:
+    """dist1, dist2 and dist3 of every cell, with the prompt and (`_continuation`) without."""
+    if not tables.generations.height:
+        return
+    space, group_by = tables.space, tables.settings.group_by
+    lost, expected = tables.lost()
+    where = space.clusters.select("prompt_id", "cluster")
+    for with_prompt, tail in ((True, ""), (False, "_continuation")):
+        values = distinct_statistics(
+            tables.generations, tables.prompts, with_prompt=with_prompt, group_by=group_by
+        ).join(where, on="prompt_id")
+        for cell, part in tables.by_cell(values):
+            for order in ORDERS:
+                statistic = plain_mean(space.spread(part["cluster"], part[f"dist{order}"]))
+                number = Measured(statistic, space.resampler, lost[cell], expected, "continuations")
+                yield Number(cell, f"dist{order}{tail}", number)
+
+
+METRIC = Metric(
+    name="distinct",
+    direction="higher",
+    range=(0.0, 1.0),
+    unit="distinct n-grams per word",
+    description="Diversity of a prompt's continuations, with the prompt (as released) and without (as in DExperts).",
+    source="released code U:905-942; Li et al. 2016; DExperts evaluate_generations.py",
+    measured=measured,
+)

@@ -19,14 +19,14 @@ def slots(run: Run) -> dict[str, int]:
 
 
 def metric_cell(metric: Metric, name: str) -> Cell:
-    """A metric as a table cell; a dash with the reason where there is no value."""
+    """A metric as a table cell; a dash with the reason where there is no value. name "": no way is better."""
     if metric.value is None:
         return Cell(MISSING, title=metric.why_missing(), tone="muted")
     significant = metric.falls or metric.rises
     change, tone = "", ""
     if metric.diff is not None:
         change = f"Δ {number(metric.diff, signed=True)}"
-        if significant:
+        if significant and name:
             tone = "better" if metric.rises == name.startswith(HIGHER_IS_BETTER) else "worse"
     title = f"n = {count(metric.n)}" if metric.n is not None else ""
     if metric.failed:
@@ -50,13 +50,14 @@ def _head(cell: Measured, run: Run) -> Cell:
     return Cell(cell.label, title=title, sort=f"{cell.family} {cell.label}", label=cell.family, mark=mark)
 
 
-def _metric_table(run: Run, names: list[tuple[str, str]], caption: str) -> Table:
+def _metric_table(run: Run, names: list[tuple[str, str]], caption: str, *, toned: bool = True) -> Table:
+    """toned: changes are coloured as better or worse; not where a name does not tell which way is better."""
     rows: list[Row] = []
     for family in run.families:
         for index, cell in enumerate(run.of_family(family)):
             head = _head(cell, run)
             if cell.ok:
-                values = [metric_cell(cell.metric(name), name.partition("@")[0]) for name, _ in names]
+                values = [metric_cell(cell.metric(name), name if toned else "") for name, _ in names]
                 rows.append(row(head, *values, first=index == 0))
             else:
                 words = Cell(f"failed: {cell.error}", tone="failed", span=len(names))
@@ -99,6 +100,18 @@ def second_scorers(run: Run) -> Section | None:
         "The same continuations under another classifier. Never mixed with the columns above.", kind="note"
     )
     return Section("scorers", "Second scorers", (words, *tables))
+
+
+def further_metrics(run: Run) -> Section | None:
+    """All else that results.json holds, so that a metric which is registered is also seen."""
+    shown = {name for name, _, _ in HEADLINE}
+    found = dict.fromkeys(name for cell in run.cells for name in cell.metrics)
+    names = [(name, "") for name in found if name not in shown and "@" not in name]
+    if not names:
+        return None
+    caption = "Value, 95 % interval, and Δ: paired difference to the family's base, bold where its interval excludes 0."
+    words = prose("Everything else that was measured; “unidetox ls metrics” says what it is.", kind="note")
+    return Section("further", "Further metrics", (words, _metric_table(run, names, caption, toned=False)))
 
 
 def legend(run: Run) -> tuple[Legend, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unidetox_ray.report import result_sections, run_sections
+from unidetox_ray.report import content_sections, result_sections, run_sections
 from unidetox_ray.report.document import Document, Section, prose
 from unidetox_ray.report.model import Run
 from unidetox_ray.report.text import clean, plural
@@ -17,8 +17,10 @@ def document(run: Run, show_text: bool) -> Document:
         run_sections.search(run),
         run_sections.training(run),
         run_sections.corpus(run, show_text),
+        content_sections.content(run, show_text),
         run_sections.cost(run),
         run_sections.protocol(run),
+        result_sections.further_metrics(run),
         result_sections.second_scorers(run),
         run_sections.provenance(run),
         run_sections.notes(),
