@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -56,6 +58,46 @@ def test_a_manifest_says_what_was_made_from_what(done):
     assert manifest.versions["torch"] != "absent" and manifest.code["version"]
     # Readable without this package.
     assert json.loads((done / MANIFEST).read_text())["stage"] == "corpus"
+
+
+def test_a_fresh_manifest_equals_the_one_read_again(tmp_path):
+    """In what it says too: key order and tuples would else make a reused stage look changed in the tracking store."""
+    config = {"steps": (1, 2), "scorers": [{"source": "x", "name": "b", "kind": "a"}]}
+    extra = {"trials": [{"steps": 1, "lr": 1e-5, "error": None}], "chosen": {"z": 1, "a": (2,)}}
+    fresh = write_manifest(tmp_path, stage="s", key="k", seconds=0, config=config, inputs={}, extra=extra)
+    again = finished(tmp_path, "k")
+    assert fresh == again and repr(fresh) == repr(again)
+    assert fresh.config["steps"] == [1, 2] and list(fresh.config["scorers"][0]) == ["kind", "name", "source"]
+
+
+def test_the_code_is_known_by_version_and_commit(root):
+    versions = artifacts.versions()
+    assert {"python", *artifacts.PACKAGES} == set(versions) and "absent" not in versions.values()
+    code = artifacts.code_version()
+    commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert code["version"] == artifacts.__version__
+    assert code["git"].removesuffix("-dirty") == (
+        commit.stdout.strip() if commit.returncode == 0 else "unknown"
+    )
+
+
+def test_a_package_below_somebody_elses_checkout_has_no_commit(tmp_path):
+    """As in a virtual environment that lies in another project."""
+    place = tmp_path / "site-packages" / "unidetox_ray"
+    place.mkdir(parents=True)
+    shutil.copy(artifacts.__file__, place / "artifacts.py")
+    author = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    for command in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    spec = importlib.util.spec_from_file_location("copied_artifacts", place / "artifacts.py")
+    assert spec is not None and spec.loader is not None
+    copied = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = copied  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(copied)
+    finally:
+        del sys.modules[spec.name]
+    assert copied.code_version()["git"] == "unknown"
 
 
 def test_without_a_manifest_or_under_another_key_it_is_not_done(done, tmp_path_factory):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -178,7 +179,11 @@ def write_manifest(
     counts: Mapping[str, int] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Hash every file in `folder` and declare it finished."""
+    """Hash every file in `folder` and declare it finished.
+
+    Returns what a later run reads there: values that went through JSON, keys sorted, tuples as lists. A number recorded from
+    a fresh manifest is so the one recorded from a reused one.
+    """
     paths = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")
     )
@@ -198,13 +203,15 @@ def write_manifest(
         code=code_version(),
     )
     write_json(folder / MANIFEST, asdict(manifest))
-    return manifest
+    written = read_manifest(folder)
+    assert written is not None
+    return written
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Installed versions of what can change a number."""
-    found = {}
+    """Installed versions of what can change a number, none of it imported; "absent" for what is missing."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -215,18 +222,20 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_version() -> dict[str, str]:
-    """This package's version and, from a git checkout, its commit."""
-    code = {"version": __version__}
+    """This package's version and, from a git checkout, its commit ("-dirty" behind it when tracked files differ)."""
+    folder = Path(__file__).resolve().parent
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
     try:
-        root = Path(__file__).resolve().parent.parent
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-        code["git"] = answer.stdout.strip()
+        # A package installed below somebody else's checkout is not part of it; a tag's name is no commit.
+        ask("ls-files", "--error-unmatch", Path(__file__).name)
+        commit = ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        code["git"] = "unknown"
-    return code
+        commit = "unknown"
+    return {"version": __version__, "git": commit}
 
 
 class RunFolder:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unidetox_ray import registry
 from unidetox_ray.config import Experiment
+from unidetox_ray.pipeline import distilling, needs_toxic
 from unidetox_ray.settings import DataSource
 
 
@@ -19,19 +20,23 @@ def describe(experiment: Experiment) -> str:
     for family in dict.fromkeys([experiment.base_family, *experiment.families]):
         lines.append(f"  {family:<8} {_model(experiment, family)}")
     lines.append("data:")
+    toxic = needs_toxic(experiment)
     for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
         source = getattr(experiment.data, role)
-        if source is not None:
+        if source is not None and (toxic or role != "toxic"):
             lines.append(f"  {role:<8} {_data(experiment, source)}")
     corpus, finetune, evaluate = experiment.corpus, experiment.finetune, experiment.evaluate
     lines.append("stages:")
-    lines.append(
-        f"  toxic     {experiment.base_family}, {f'{experiment.toxic.steps} steps' if experiment.toxic.steps else f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}"
-    )
+    if toxic:
+        lines.append(
+            f"  toxic     {experiment.base_family}, {f'{experiment.toxic.steps} steps' if experiment.toxic.steps else f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}"
+        )
     shards = math.ceil(corpus.num_texts / corpus.shard_size)
-    lines.append(
-        f"  corpus    {corpus.num_texts} texts x {corpus.max_length} tokens in {shards} shards over {experiment.cluster.corpus_actors} actors, alpha {corpus.alpha:g}, beta {corpus.beta:g}"
-    )
+    if distilling(experiment):
+        contrast = f", alpha {corpus.alpha:g}, beta {corpus.beta:g}" if toxic else ""
+        lines.append(
+            f"  corpus    {corpus.num_texts} texts x {corpus.max_length} tokens in {shards} shards over {experiment.cluster.corpus_actors} actors{contrast}"
+        )
     if experiment.search is not None:
         search = experiment.search
         trainings = len(search.lr) * (1 if search.schedule == "constant" else len(search.steps))

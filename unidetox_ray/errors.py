@@ -51,3 +51,8 @@ class ArtifactError(UnidetoxError):
 
 class StageError(UnidetoxError):
     """A stage failed while it worked."""
+
+
+def kind_named(name: str) -> type[UnidetoxError]:
+    """The class above that has this name, StageError for every other: how a kind crosses a process border as text."""
+    return {kind.__name__: kind for kind in UnidetoxError.__subclasses__()}.get(name, StageError)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import Manifest, code_version, versions
+from unidetox_ray.artifacts import Manifest, code_version
 from unidetox_ray.stages.context import Context
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Recorder:
         self.tracker.begin(
             key=experiment.key,
             name=experiment.name,
-            params={**experiment.hashed(), "versions": versions(), "storage": experiment.storage},
+            params={**experiment.hashed(), "storage": experiment.storage},
             tags={
                 **self.tags,
                 "seed": experiment.seed,
@@ -84,6 +84,7 @@ class Recorder:
         run.metrics({
             "cost/train_seconds": manifest.extra["train_seconds"], "cost/train_tokens": float(manifest.extra["train_tokens"]),
             f"cost/{device}_seconds": manifest.seconds * manifest.extra["world_size"], "final_loss": manifest.extra["final_loss"],
+            **{f"speed/{name}": float(value) for name, value in manifest.extra.get("speed", {}).items()},
         })  # fmt: skip
 
     def corpus(self, label: str, folder: Path, manifest: Manifest) -> None:
@@ -154,7 +155,7 @@ class Recorder:
             label = cell.method.label
             folder, manifest = corpora[label]
             run = self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags={
-                **self.tags, "stage": "finetune", "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
+                **self.tags, "stage": "cell", "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
             })  # fmt: skip
             self._training(run, Path(cell.training_folder), cell.training)
             run.dataset(

@@ -11,7 +11,7 @@ import polars as pl
 
 from unidetox_ray.artifacts import RunFolder, atomic_path, file_sha256, key_for, write_parquet
 from unidetox_ray.config import MethodEntry, resolve
-from unidetox_ray.errors import ConfigError, DataError, StageError
+from unidetox_ray.errors import ConfigError, DataError
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context, Display
 
@@ -70,7 +70,7 @@ def finetune_one(
     finally:
         context.close()
     if outcome.error is not None:
-        raise StageError(f"finetune: {outcome.error}")
+        raise outcome.kind(f"finetune: {outcome.error}")
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(job.folder, out)
     shutil.rmtree(context.folder.root.parent, ignore_errors=True)

@@ -11,10 +11,11 @@ from unidetox_ray import registry
 from unidetox_ray.data.world import World
 from unidetox_ray.families.base import Family
 from unidetox_ray.families.loading import special_ids
-from unidetox_ray.families.scratch import ScratchSpec, build_model
+from unidetox_ray.families.scratch import build_model
 from unidetox_ray.families.tokenizers import train_tokenizer
+from unidetox_ray.settings import ScratchSection
 
-SPEC = ScratchSpec(hidden=32, layers=2, heads=2, max_positions=64, seed=5)
+SPEC = ScratchSection(hidden=32, layers=2, heads=2, max_positions=64, seed=5)
 
 
 @dataclass(frozen=True)

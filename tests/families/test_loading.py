@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config
 
 from unidetox_ray import registry
@@ -87,11 +88,68 @@ def test_tokenizer_larger_than_the_embedding(saved):
     assert f"{len(tokenizer)} tokens" in one_line(raised)
 
 
-def test_damaged_weights(saved):
-    (saved / "model.safetensors").write_bytes(b"nothing of the kind")
+WEIGHT_DAMAGE = {
+    "nothing": lambda raw: b"",
+    "another file": lambda raw: b"nothing of the kind",
+    "cut in the header": lambda raw: raw[:200],
+    "cut in the numbers": lambda raw: raw[: len(raw) // 2],
+    "one byte short": lambda raw: raw[:-1],
+    "zeros": lambda raw: bytes(len(raw)),
+}
+
+
+@pytest.mark.parametrize("damage", WEIGHT_DAMAGE.values(), ids=WEIGHT_DAMAGE)
+def test_damaged_weights(saved, damage):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
     with pytest.raises(ModelError) as raised:
         load_model(str(saved))
-    assert str(saved) in one_line(raised)
+    assert str(saved) in one_line(raised) and "copy the folder again" in one_line(raised)
+
+
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(saved):
+    state = load_file(saved / "model.safetensors")
+    lost = next(name for name in state if "0" in name and name.endswith("weight"))
+    del state[lost]
+    save_file(state, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as raised:
+        load_model(str(saved))
+    assert lost in one_line(raised) and "lack 1 tensors" in one_line(raised)
+
+
+TOKENIZER_DAMAGE = {
+    "nothing": lambda raw: b"",
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "bytes": lambda raw: b"\xff\xfe\x00garbled",
+    "empty": lambda raw: b"{}",
+    "a list": lambda raw: b"[]",
+    "null": lambda raw: b"null",
+    "another model": lambda raw: raw.replace(b'"BPE"', b'"Rune"'),
+    "no vocabulary": lambda raw: json.dumps({**json.loads(raw), "model": {"type": "BPE"}}).encode(),
+}
+
+
+@pytest.mark.parametrize("damage", TOKENIZER_DAMAGE.values(), ids=TOKENIZER_DAMAGE)
+def test_a_damaged_tokenizer(saved, damage):
+    file = saved / "tokenizer.json"
+    before = file.read_bytes()
+    file.write_bytes(damage(before))
+    assert file.read_bytes() != before
+    for opens in (load_tokenizer, load_model):  # the model looks at the tokenizer that lies beside it
+        with pytest.raises(ModelError) as raised:
+            opens(str(saved))
+        assert f"tokenizer {saved}: cannot be loaded" in one_line(raised)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[]", b'{"model_type', b"\xff\xfe", b'{"model_type": "gpt2", "n_layer": "two"}']
+)
+def test_a_damaged_config(saved, raw):
+    (saved / "config.json").write_bytes(raw)
+    for opens in (load_tokenizer, load_model):
+        with pytest.raises(ModelError) as raised:
+            opens(str(saved))
+        assert str(saved) in one_line(raised)
 
 
 @pytest.mark.parametrize(

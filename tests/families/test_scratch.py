@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from unidetox_ray import registry
 from unidetox_ray.errors import ModelError
-from unidetox_ray.families.scratch import ScratchSpec, build_classifier, build_model, pack
+from unidetox_ray.families.scratch import build_classifier, build_model, pack
 from unidetox_ray.families.tokenizers import train_tokenizer, word_pieces
 from unidetox_ray.schemas import LABELS
+from unidetox_ray.settings import ScratchSection
 
-SPEC = ScratchSpec(hidden=32, layers=1, heads=2, max_positions=64, seed=5)
+SPEC = ScratchSection(hidden=32, layers=1, heads=2, max_positions=64, seed=5)
 
 
 def test_weights_are_a_function_of_the_seed(tiny):
@@ -23,13 +22,13 @@ def test_weights_are_a_function_of_the_seed(tiny):
     state = torch.get_rng_state()
     second = build_model(tiny.family, tiny.tokenizer, SPEC).state_dict()
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
-    other = build_model(tiny.family, tiny.tokenizer, replace(SPEC, seed=6)).state_dict()
+    other = build_model(tiny.family, tiny.tokenizer, SPEC.model_copy(update={"seed": 6})).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_shape_follows_the_spec(tiny):
-    config = build_model(tiny.family, tiny.tokenizer, replace(SPEC, layers=3)).config
+    config = build_model(tiny.family, tiny.tokenizer, SPEC.model_copy(update={"layers": 3})).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 2)
     assert (config.vocab_size, config.max_position_embeddings) == (len(tiny.tokenizer), 64)
 
@@ -37,7 +36,7 @@ def test_shape_follows_the_spec(tiny):
 @pytest.mark.parametrize(("change", "said"), [({"heads": 3}, "multiple of heads"), ({"hidden": 6}, "is odd")])
 def test_impossible_shapes_are_refused(tiny, change, said):
     with pytest.raises(ModelError, match=said):
-        build_model(tiny.family, tiny.tokenizer, replace(SPEC, **change))
+        build_model(tiny.family, tiny.tokenizer, SPEC.model_copy(update=change))
 
 
 def test_too_small_a_vocabulary_is_refused(world_texts):

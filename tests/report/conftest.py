@@ -142,6 +142,8 @@ def search() -> dict:
         "base_family": "gpt2",
         "metric": "tp_all",
         "schedule": "constant",
+        "finetune_schedule": "constant",
+        "finetune": {"steps": 120, "lr": 1e-3, "schedule": "constant", "batch_size": 8, "lora": {"rank": 16}},
         "selection_prompts": 96,
         "trials": trials,
         "chosen": {"steps": 120, "lr": 1e-3},

@@ -13,8 +13,7 @@ import pytest
 from unidetox_ray import registry
 from unidetox_ray.artifacts import RunFolder
 from unidetox_ray.config import resolve
-from unidetox_ray.families.scratch import ScratchSpec
-from unidetox_ray.settings import ClusterSection, ModelRef
+from unidetox_ray.settings import ClusterSection, ModelRef, ScratchSection
 from unidetox_ray.stages.context import Context
 
 POSITIONS = 64
@@ -38,7 +37,7 @@ def _save_language_model(family_name: str, folder: Path, texts: list[str], seed:
     from unidetox_ray.families.tokenizers import train_tokenizer
 
     family = registry.lookup("families", family_name)
-    spec = ScratchSpec(
+    spec = ScratchSection(
         hidden=32,
         layers=1,
         heads=2,
@@ -89,7 +88,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     for name in registry.names("families"):
         _save_language_model(name, root / name, world_texts("pretrain"), seed=1, steps=25)
     _save_language_model("gpt2", root / "toxic", world_texts("toxic"), seed=2, steps=25)
-    spec = ScratchSpec(hidden=32, layers=1, heads=2, vocab_size=400, steps=60, length=32, lr=5e-3)
+    spec = ScratchSection(hidden=32, layers=1, heads=2, vocab_size=400, steps=60, length=32, lr=5e-3)
     train_classifier(World().scorer(600), spec, root / "classifier", "cpu")
     return Models(root)
 

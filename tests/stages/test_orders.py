@@ -5,7 +5,15 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from unidetox_ray.errors import StageError
+from unidetox_ray.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    ModelError,
+    StageError,
+    UnidetoxError,
+    kind_named,
+)
 from unidetox_ray.stages.orders import clear_parts, fulfil
 
 pytestmark = pytest.mark.ray
@@ -91,6 +99,52 @@ def test_a_worker_that_raises_is_one_line_and_what_was_done_stays(ray_session, m
     assert fulfil(worker(), settings, ORDERS[:4], folder, actors=1, context=make_context()).height == 7
     attempts = (tmp_path / "log").read_text().split("\n")
     assert all(attempts.count(name.removesuffix(".parquet")) == 1 for name in done)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError, ArtifactError])
+def test_a_users_mistake_found_by_a_worker_stays_one(ray_session, make_context, tmp_path, kind):
+    class Refusing:
+        def __init__(self, settings):
+            raise kind("the weights\nare cut short")
+
+        def work(self, order): ...
+
+    with pytest.raises(UnidetoxError) as caught:
+        fulfil(Refusing, {}, ORDERS[:1], tmp_path / "stage", actors=1, context=make_context())
+    assert type(caught.value) is kind and caught.value.exit_code == 2
+    assert str(caught.value) == "stage, order order-0: the weights are cut short"
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_order_that_kills_its_worker_is_tried_again_so_often_and_no_more(
+    ray_session, make_context, tmp_path, retries
+):
+    class Dying:
+        def __init__(self, settings):
+            self.log = settings["log"]
+
+        def work(self, order):
+            import os
+
+            with open(self.log, "a") as log:
+                log.write("x")
+            os._exit(1)
+
+    context = make_context("run", f"cluster.max_restarts={retries}")
+    settings = {"log": str(tmp_path / "log")}
+    with pytest.raises(StageError) as caught:
+        fulfil(Dying, settings, ORDERS[:1], tmp_path / "stage", actors=1, context=context)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("stage: ")
+    assert (tmp_path / "log").read_text() == "x" * (retries + 1)
+
+
+def test_only_names_of_errors_of_ours_are_kinds():
+    assert [kind_named(name) for name in ("ModelError", "ValueError", "UnidetoxError", "")] == [
+        ModelError,
+        StageError,
+        StageError,
+        StageError,
+    ]
 
 
 def test_a_part_with_too_few_rows_is_named(ray_session, make_context, tmp_path):

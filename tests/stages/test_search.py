@@ -7,12 +7,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from unidetox_ray.artifacts import write_manifest
+from unidetox_ray.config import resolve
 from unidetox_ray.errors import StageError
+from unidetox_ray.report.search import best_yaml
 from unidetox_ray.settings import SearchSection
 from unidetox_ray.stages import search
 from unidetox_ray.stages.cells import cells_of
+from unidetox_ray.stages.finetune import cell_job
 
 
 def trial(steps, lr, value, status="ok", **more):
@@ -123,6 +127,12 @@ def test_a_real_search_ends_with_a_choice_and_is_not_run_twice(ray_session, prep
     assert (section.steps, section.lr) == (chosen["steps"], chosen["lr"])
     # The schedule of the search is its own; the fine-tuning keeps the experiment's.
     assert section.schedule == context.experiment.finetune.schedule == "linear"
+    # The YAML it ends in, in the place of `search:`, trains the very cells that the search's run trains.
+    pasted = yaml.safe_load(best_yaml(manifest.extra))
+    assert pasted["finetune"]["schedule"] == "linear" and "constant" in best_yaml(manifest.extra)
+    values = context.experiment.model_dump(mode="json", exclude={"search", "corpus"}) | pasted
+    again = resolve(values).finetune
+    assert cell_job(context, cell, again, corpus).key == cell_job(context, cell, section, corpus).key
     assert manifest.counts == {"expected": 4, "ok": 4, "failed": 0}
     # A measured training keeps no weights.
     assert not list(Path(folder).rglob("*.safetensors"))

@@ -21,7 +21,7 @@ _COMMON_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj
 
 
 def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id. ModelError when there is none, it is gated, or it needs remote code."""
+    """The tokenizer of a folder or hub id. ModelError when there is none, it is damaged or gated, or needs remote code."""
     from transformers import AutoTokenizer
 
     _check_folder(path_or_id)
@@ -29,7 +29,7 @@ def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTo
         return AutoTokenizer.from_pretrained(
             path_or_id, revision=revision, trust_remote_code=False, token=_token()
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # what the tokenizers library raises for a damaged file is a bare Exception
         raise _explained(error, path_or_id, "tokenizer") from error
 
 
@@ -44,11 +44,10 @@ def load_model(
     """A causal language model from safetensors, in training mode off.
 
     dtype: "float32", "bfloat16", "float16" or "auto" (as stored). random_weights_config: build this config with
-    random weights instead of reading any (dry runs). ModelError: missing, gated, remote code, .bin only, or a
-    tokenizer with more tokens than the embedding has rows.
+    random weights instead of reading any (dry runs). ModelError: missing, damaged, gated, remote code, .bin only,
+    weights that lack a tensor, or a tokenizer with more tokens than the embedding has rows.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if dtype not in ("float32", "bfloat16", "float16", "auto"):
@@ -61,16 +60,24 @@ def load_model(
         return model.eval().to(device)  # type: ignore[arg-type]
     _check_folder(path_or_id)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             path_or_id,
             revision=revision,
             dtype=chosen,
             trust_remote_code=False,
             use_safetensors=True,
             token=_token(),
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged files raise nearly anything: SafetensorError, TypeError …
         raise _explained(error, path_or_id, "model") from error
+    model, found = opened
+    if lacking := sorted(found["missing_keys"]):
+        # transformers fills them with random numbers and warns.
+        raise ModelError(
+            f"model {path_or_id}: its weights lack {len(lacking)} tensors of its config ({', '.join(lacking[:2])} …); "
+            "take weights and config.json from the same model"
+        )
     _check_embedding(model, path_or_id)
     return model.eval().to(device)  # type: ignore[arg-type]
 
@@ -224,7 +231,13 @@ def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
         or "not a valid model identifier" in low
     ):
         return ModelError(f"{what} {path_or_id}: not found on the hub; check the name and the revision")
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        f"{what} {path_or_id}: cannot be loaded ({first[:200]}); give a model folder or a hub id"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, (KeyError, TypeError, AttributeError)):  # their words alone say little
+        first = f"{type(error).__name__}: {first}"
+    advice = (
+        "a file there is damaged or of another kind; copy the folder again"
+        if folder.is_dir()
+        else "give a model folder or a hub id"
     )
+    return ModelError(f"{what} {path_or_id}: cannot be loaded ({first[:200]}); {advice}")

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.base import Family, SpecialIds
 from unidetox_ray.schemas import LABELS
+from unidetox_ray.settings import ScratchSection
 
 if TYPE_CHECKING:
     from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 
-class Shape(Protocol):
-    """What of a spec forms the model; `ScratchSpec` and the experiment's `scratch:` section both have it."""
-
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def max_positions(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class ScratchSpec:
-    """A small model and how it is trained. length: tokens per training row. lr: its highest value."""
-
-    hidden: int = 96
-    layers: int = 2
-    heads: int = 4
-    vocab_size: int = 512
-    max_positions: int = 128
-    steps: int = 300
-    batch_size: int = 32
-    length: int = 64
-    lr: float = 2e-3
-    seed: int = 1
-
-
-def build_model(family: Family, tokenizer: PreTrainedTokenizerFast, spec: Shape) -> PreTrainedModel:
+def build_model(family: Family, tokenizer: PreTrainedTokenizerFast, spec: ScratchSection) -> PreTrainedModel:
     """A model of the family with random weights drawn from `spec.seed`, on the CPU in float32.
 
     ModelError when the heads do not divide the width.
@@ -111,7 +80,9 @@ def pack(
     return rows
 
 
-def build_classifier(tokenizer: PreTrainedTokenizerFast, spec: Shape) -> BertForSequenceClassification:
+def build_classifier(
+    tokenizer: PreTrainedTokenizerFast, spec: ScratchSection
+) -> BertForSequenceClassification:
     """A small BERT with random weights and the six sigmoid labels of unitary/toxic-bert."""
     from transformers import BertConfig, BertForSequenceClassification
 

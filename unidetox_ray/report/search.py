@@ -36,6 +36,15 @@ def build_search(run_dir: Path) -> Path:
     )
 
 
+def best_yaml(search: dict[str, Any]) -> str:
+    """best.yaml: the chosen setting as a `finetune:` section, its reason and any caution in comments before it."""
+    setting = search_sections.setting(search)
+    if setting is None:
+        raise ArtifactError("search.json: holds no chosen setting; run the search again")
+    words = [clean(search.get("reason") or "", 400), search_sections.other_schedule(search)]
+    return "".join(f"# {line}\n" for line in words if line) + setting.text
+
+
 def _document(search: dict[str, Any], name: str) -> Document:
     setting = search_sections.setting(search)
     chosen: list[Block | None] = [*search_sections.choice(search)]

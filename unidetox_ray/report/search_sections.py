@@ -52,7 +52,9 @@ def choice(search: dict[str, Any]) -> list[Block]:
     chosen = readers.mapping(search.get("chosen"))
     trials = trials_of(search)
     failed = sum(trial.get("status", "ok") != "ok" for trial in trials)
-    schedule = clean(search.get("schedule") or "not recorded", 60)
+    schedule, later = (
+        clean(search.get(name) or "not recorded", 60) for name in ("schedule", "finetune_schedule")
+    )
     prompts = search.get("selection_prompts")
     items = [
         (
@@ -65,10 +67,24 @@ def choice(search: dict[str, Any]) -> list[Block]:
         ("metric", f"{metric_of(search)}, lower is better, on validation prompts"),
         ("base family", clean(search.get("base_family") or MISSING, 60)),
         ("selection prompts", count(prompts) if is_number(prompts) else MISSING),
-        ("schedule", SCHEDULES.get(schedule, schedule)),
+        ("schedule of the search", SCHEDULES.get(schedule, schedule)),
+        ("schedule of the fine-tuning", later),
         ("trials", f"{len(trials)}, {failed} failed"),
     ]
-    return [Facts("Choice", tuple(items))]
+    found: list[Block] = [Facts("Choice", tuple(items))]
+    words = other_schedule(search)
+    return [*found, prose(words, kind="note")] if words else found
+
+
+def other_schedule(search: dict[str, Any]) -> str:
+    """What to know where the fine-tuning has another schedule than the trials it was chosen from; else empty."""
+    searched, later = search.get("schedule"), search.get("finetune_schedule")
+    if searched not in SCHEDULES or later not in SCHEDULES or searched == later:
+        return ""
+    return (
+        f"The trials were trained with schedule {searched}, the cells are fine-tuned with schedule {later}: the chosen "
+        f"steps and rate were not measured under it. Set search.schedule and finetune.schedule alike to use what was measured."
+    )
 
 
 def heat(search: dict[str, Any]) -> Chart | None:
@@ -167,13 +183,16 @@ def trials_table(search: dict[str, Any]) -> Table | None:
 
 
 def setting(search: dict[str, Any]) -> Code | None:
-    """The chosen setting as YAML that an experiment takes as it is."""
+    """The chosen setting as YAML that, in the place of `search:`, trains the cells that the search's run trains."""
     chosen = search.get("chosen")
     if not isinstance(chosen, dict) or not is_number(chosen.get("steps")) or not is_number(chosen.get("lr")):
         return None
     finetune: dict[str, Any] = {"steps": int(chosen["steps"]), "lr": float(chosen["lr"])}
-    if search.get("schedule") in SCHEDULES:
-        finetune["schedule"] = search["schedule"]
+    if search.get("finetune_schedule") in SCHEDULES:
+        finetune["schedule"] = search["finetune_schedule"]
+    finetune |= {
+        name: value for name, value in readers.mapping(search.get("finetune")).items() if name not in finetune
+    }
     return Code(yaml.safe_dump({"finetune": finetune}, sort_keys=False), "yaml")
 
 

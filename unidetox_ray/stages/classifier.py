@@ -14,6 +14,7 @@ from unidetox_ray.errors import DataError
 from unidetox_ray.families.scratch import build_classifier
 from unidetox_ray.families.tokenizers import word_pieces
 from unidetox_ray.schemas import LABELS
+from unidetox_ray.settings import ScratchSection
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -38,10 +39,10 @@ def area_under_curve(scores: list[float], positives: list[bool]) -> float | None
     return (total - count * (count + 1) / 2) / (count * (len(positives) - count))
 
 
-def train_classifier(table: pl.DataFrame, spec: Any, folder: Path, device: str) -> dict[str, Any]:
+def train_classifier(table: pl.DataFrame, spec: ScratchSection, folder: Path, device: str) -> dict[str, Any]:
     """Train on split train, save model and tokenizer to `folder`, measure on split test (else dev).
 
-    spec: a `ScratchSpec` or anything with its fields. Returns plain JSON values: parameters, final_loss, rows and,
+    Returns plain JSON values: parameters, final_loss, rows and,
     on the held-out rows, `auc` and `accuracy` (at 0.5) of the label toxic, with their number.
     DataError when no row is for training.
     """

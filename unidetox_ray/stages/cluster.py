@@ -25,8 +25,11 @@ _DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+
+#: Worker processes that may start at once on a private cluster. Ray's default, the number of CPUs, makes it warn on a
+#: machine with few of them: beside each worker, a training has a controller and a trial a driver, which only wait.
+_STARTING_WORKERS = 4
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -56,6 +59,8 @@ def connected(settings: ClusterSection) -> Iterator[None]:
     """
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    starting = max(_STARTING_WORKERS, settings.num_cpus or os.cpu_count() or 1)
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(starting))
     import ray
     from ray.util.annotations import RayDeprecationWarning
 

@@ -162,11 +162,10 @@ def _train(context: Context, tasks: list[dict[str, Any]]) -> None:
                 try:
                     ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    from unidetox_ray.stages.training import reason
+                    from unidetox_ray.stages.training import failure
 
-                    raise StageError(
-                        f"models: training {task['name']} from scratch failed: {reason(error)}"
-                    ) from error
+                    text, kind = failure(error)
+                    raise kind(f"models: training {task['name']} from scratch failed: {text}") from error
                 done += 1
                 advance(done, len(tasks))
     for text_file in texts.values():
@@ -215,8 +214,13 @@ def _language_model(
     ids = special_ids(tokenizer, model.config)
     rows = pack(tokenizer, texts, ids, length=spec.length)
     settings = LoopSettings(
-        steps=spec.steps, lr=spec.lr, batch_size=spec.batch_size, seed=spec.seed, schedule="linear"
-    )
+        steps=spec.steps,
+        lr=spec.lr,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        schedule="linear",
+        compile="off",
+    )  # a few hundred small steps do not repay a compiler
     log = train(PlainStepper(model, settings), rows, ids.pad, settings)
     model.eval().to("cpu").save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from unidetox_ray.artifacts import private_folder, write_parquet
-from unidetox_ray.errors import StageError, UnidetoxError
+from unidetox_ray.errors import StageError, UnidetoxError, kind_named
 from unidetox_ray.stages.context import Context
 
 Progress = Callable[[int, int], None]
@@ -52,8 +52,9 @@ class OrderActor:
             table = self.worker.work(order)
             write_parquet(self.parts / f"{order['id']}.parquet", table)
         except Exception as error:  # whatever it is, the driver ends the stage with it
-            name = "" if isinstance(error, UnidetoxError) else f"{type(error).__name__}: "
-            return {"id": order["id"], "error": f"{name}{error}", "trace": traceback.format_exc()}
+            kind = type(error).__name__
+            text = f"{error}" if isinstance(error, UnidetoxError) else f"{kind}: {error}"
+            return {"id": order["id"], "error": text, "kind": kind, "trace": traceback.format_exc()}
         return {"id": order["id"], "rows": table.height, "seconds": time.perf_counter() - started}
 
 
@@ -69,7 +70,8 @@ def fulfil(
 ) -> pl.DataFrame:
     """Work off the orders that have no part yet, then return all parts in the order of `orders`.
 
-    Each order has `id` (a file name) and `rows` (expected). StageError when an actor fails or a part's rows do not add up.
+    Each order has `id` (a file name) and `rows` (expected). StageError when an actor fails or a part's rows do not add up;
+    an error of ours keeps its kind, so that a user's mistake found by a worker ends the command as one.
     """
     parts = private_folder(folder / "parts")
     total = sum(int(order["rows"]) for order in orders)
@@ -94,7 +96,9 @@ def fulfil(
                 compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
                 num_cpus=cluster.cpus_per_actor,
                 num_gpus=gpus_per_actor(cluster),
-                max_restarts=cluster.max_restarts,
+                # Retries of an order bound the restarts that it can cause; a bound on the restarts themselves as well makes
+                # Ray print, for every actor, that its arguments might be lost. They are not: this driver holds them.
+                max_restarts=-1,
                 max_task_retries=cluster.max_restarts,
                 fn_constructor_kwargs={"worker": worker, "settings": dict(settings), "parts": str(parts)},
             )
@@ -116,7 +120,7 @@ def fulfil(
                 f"{folder.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
             ) from error
         if failure:
-            problem = StageError(f"{folder.name}, order {failure['id']}: {failure['error']}")
+            problem = kind_named(failure["kind"])(f"{folder.name}, order {failure['id']}: {failure['error']}")
             problem.add_note(failure["trace"])
             raise problem
     tables = []

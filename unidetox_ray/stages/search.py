@@ -26,14 +26,14 @@ from unidetox_ray.artifacts import (
     write_parquet,
 )
 from unidetox_ray.config import hashable
-from unidetox_ray.errors import StageError
+from unidetox_ray.errors import StageError, UnidetoxError
 from unidetox_ray.settings import ClusterSection, FinetuneSection, SearchSection
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.finetune import cell_job
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
-from unidetox_ray.stages.training import Job, group_trainer, reason
+from unidetox_ray.stages.training import Job, failure, group_trainer
 from unidetox_ray.stages.watch import watched
 
 
@@ -79,11 +79,15 @@ def run(
         }  # fmt: skip
         jobs = trial_jobs(context, cell, corpus, search, probe, folder)
         errors = _tune(context, jobs, folder)
-        trials = _trials(jobs, errors)
-        chosen, why = choose(trials, search)
+        trials = _trials(jobs, {name: text for name, (text, _) in errors.items()})
+        kinds = {kind for _, kind in errors.values()}
+        chosen, why = choose(trials, search, kind=kinds.pop() if len(kinds) == 1 else StageError)
+        section = experiment.finetune.model_copy(update=chosen)
         values = {
             "base_family": cell.family, "metric": search.metric, "schedule": search.schedule, "finetune_schedule": experiment.finetune.schedule,
             "selection_prompts": prompts.height, "trials": trials, "chosen": chosen, "reason": why, "method": search.method,
+            # What every cell is then trained with, whole: with another schedule than the search's where the experiment says so.
+            "finetune": hashable(section),
         }  # fmt: skip
         write_json(folder / "search.json", values)
         failed = sum(trial["status"] != "ok" for trial in trials)
@@ -143,8 +147,8 @@ def trial_driver(config: dict[str, Any]) -> None:
     trainer.fit()
 
 
-def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, str]:
-    """Run the trials that are not finished; returns the errors by job name."""
+def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tuple[str, type[UnidetoxError]]]:
+    """Run the trials that are not finished; returns the errors and their kinds by job name."""
     from ray import tune
 
     from unidetox_ray.stages.cluster import concurrent_groups
@@ -178,7 +182,7 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, str]
     for index in range(len(results)):
         result = results[index]
         if result.error is not None:
-            errors[by_text[str((result.config or {})["job"])]] = reason(result.error)
+            errors[by_text[str((result.config or {})["job"])]] = failure(result.error)
     return errors
 
 
@@ -213,11 +217,16 @@ def _trials(jobs: Sequence[Job], errors: dict[str, str]) -> list[dict[str, Any]]
     return rows
 
 
-def choose(trials: Sequence[dict[str, Any]], search: SearchSection) -> tuple[dict[str, Any], str]:
-    """The lowest metric; among equals the fewest steps, then the lower rate: the least change that does as well."""
+def choose(
+    trials: Sequence[dict[str, Any]], search: SearchSection, *, kind: type[UnidetoxError] = StageError
+) -> tuple[dict[str, Any], str]:
+    """The lowest metric; among equals the fewest steps, then the lower rate: the least change that does as well.
+
+    kind: what to raise when every trial failed.
+    """
     usable = [trial for trial in trials if trial["status"] == "ok" and trial.get(search.metric) is not None]
     if not usable:
-        raise StageError(f"search: all {len(trials)} trials failed; first error: {trials[0]['error']}")
+        raise kind(f"search: all {len(trials)} trials failed; first error: {trials[0]['error']}")
     best = min(usable, key=lambda trial: (round(trial[search.metric], 12), trial["steps"], trial["lr"]))
     equal = sum(abs(trial[search.metric] - best[search.metric]) < 1e-12 for trial in usable)
     tie = (

@@ -12,7 +12,6 @@ import polars as pl
 
 from unidetox_ray.artifacts import Manifest, finished, key_for, write_parquet
 from unidetox_ray.config import hashable
-from unidetox_ray.errors import StageError
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.training import Job, loop_settings, run_group
@@ -57,7 +56,7 @@ def run(context: Context, model: Handle) -> tuple[Handle, Manifest]:
                 f"toxic-{job.key}", [job], context.experiment.cluster, context.folder.root / "ray"
             )[0]
         if outcome.error is not None:
-            raise StageError(f"toxic: {outcome.error}")
+            raise outcome.kind(f"toxic: {outcome.error}")
         manifest = outcome.manifest
         Path(job.texts).unlink(missing_ok=True)
     context.record(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from unidetox_ray.tracking.null import NullRun, NullTracker
 from unidetox_ray.tracking.page import read_runs, ui_command, ui_environment, ui_url
-from unidetox_ray.tracking.results import git_commit, leaderboard_table, log_results, versions
+from unidetox_ray.tracking.results import leaderboard_table, log_results
 from unidetox_ray.tracking.runs import ChildRun
 from unidetox_ray.tracking.tracker import Tracker
 
@@ -31,7 +31,6 @@ __all__ = [
     "NullRun",
     "NullTracker",
     "Tracker",
-    "git_commit",
     "leaderboard_table",
     "log_results",
     "open_tracker",
@@ -39,7 +38,6 @@ __all__ = [
     "ui_command",
     "ui_environment",
     "ui_url",
-    "versions",
 ]
 
 AnyTracker = Tracker | NullTracker

@@ -1,4 +1,4 @@
-"""results.json rows as MLflow metrics, per-domain tables and a leaderboard; versions and commit of the code.
+"""results.json rows as MLflow metrics, per-domain tables and a leaderboard.
 
 Metric names on a cell: `tp_id` …; beside it `ci_low/tp_id`, `ci_high/tp_id`, `n/tp_id`, `failed/tp_id` and,
 against the same family's base cell, `diff/tp_id`, `diff_low/tp_id`, `diff_high/tp_id`; `domain/<domain>/tp`;
@@ -7,12 +7,7 @@ against the same family's base cell, `diff/tp_id`, `diff_low/tp_id`, `diff_high/
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -20,7 +15,6 @@ import polars as pl
 if TYPE_CHECKING:
     from unidetox_ray.tracking import AnyTracker
 
-PACKAGES = ("torch", "transformers", "ray", "deepspeed", "mlflow", "polars", "unidetox-ray")
 #: Paired numbers of a metric in results.json that become `<part>/<metric>`.
 PARTS = ("ci_low", "ci_high", "n", "failed", "diff", "diff_low", "diff_high")
 #: Metrics of the leaderboard that also show their interval, in this order before all others.
@@ -41,7 +35,8 @@ def log_results(
     `unidetox.withheld`.
 
     Args:
-        tags: tags for every cell beside those of the row (family, model, method, seed, scorer, device).
+        tags: tags for every cell beside those of the row (family, model, method, seed, scorer, device, stage and,
+            from its settings, the hash of the corpus it was trained on).
     """
     for row in rows:
         costs = row.get("costs") or {}
@@ -50,14 +45,19 @@ def log_results(
         told = {
             "scorer": row.get("scorer"),
             "device": costs.get("device"),
+            # One value on every cell, trained or not, failed or not: the page compares cells side by side.
+            "stage": "cell",
             "withheld": ", ".join(withheld),
             "error": (row.get("error") or "")[:300],
         }
+        settings = row.get("settings") or {}
+        if settings.get("corpus_sha256"):
+            told["corpus_sha256"] = settings["corpus_sha256"]
         run = tracker.child(
             "cell",
             key=row["cell"],
             name=row["cell"],
-            params={**who, **(row.get("settings") or {})},
+            params={**who, **settings},
             tags={**(tags or {}), **who, **told},
         )
         run.metrics(cell_metrics(row))
@@ -139,32 +139,3 @@ def domain_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
 
 def _domain_column(metric: str, part: str) -> str:
     return metric if part == "value" else f"{metric}_{part.removeprefix('ci_')}"
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Installed versions of what decides a result, none of it imported; "absent" for what is missing."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package.replace("-", "_")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package.replace("-", "_")] = "absent"
-    return found
-
-
-@functools.cache
-def git_commit() -> str:
-    """Commit of the checkout this package runs from, "+changes" when tracked files differ; "-" if none."""
-    folder = Path(__file__).resolve().parents[1]
-
-    def ask(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-
-    try:
-        # A package installed below somebody else's checkout is not part of it.
-        ask("ls-files", "--error-unmatch", "errors.py")
-        return ask("rev-parse", "HEAD") + ("+changes" if ask("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "-"

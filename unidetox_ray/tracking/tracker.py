@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
+from unidetox_ray.artifacts import code_version, versions
 from unidetox_ray.errors import (
     EXIT_OK,
     EXIT_SOME_CELLS_FAILED,
@@ -26,7 +27,6 @@ from unidetox_ray.errors import (
 )
 from unidetox_ray.tracking.address import Store, store_errors
 from unidetox_ray.tracking.names import common_tags, tag_values
-from unidetox_ray.tracking.results import git_commit, versions
 from unidetox_ray.tracking.runs import ChildRun, Kind
 from unidetox_ray.tracking.writer import is_alive, writer_id
 
@@ -180,12 +180,13 @@ class Tracker:
 
     def _open_run(self, found: Run | None, name: str, values: Mapping[str, str]) -> ChildRun:
         """The run as an object, created with all its tags at once or brought up to date."""
+        commit = code_version()["git"]
         values = {
             **values,
-            **tag_values({"git": git_commit(), "versions": json.dumps(versions()), "writer": self._writer}),
+            **tag_values({"git": commit, "versions": json.dumps(versions()), "writer": self._writer}),
             "mlflow.source.name": "unidetox_ray",
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.git.commit": git_commit(),
+            "mlflow.source.git.commit": commit,
         }
         if found is None:
             created = self._client.create_run(self._store.experiment_id, tags=values, run_name=name)
