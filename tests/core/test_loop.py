@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from unidetox_ray.core.forward import TrainingForward
 from unidetox_ray.core.loop import (
     IGNORE,
     Log,
@@ -160,5 +161,50 @@ def test_workers_share_a_batch_without_overlap():
     rows = [row for part in parts for row in part.input_ids.tolist()]
     assert sorted(rows) == sorted(batch.input_ids.tolist())
     assert sum(part.tokens for part in parts) == batch.tokens
-    with pytest.raises(ValueError, match="cannot feed"):
-        share(batch, 0, 5)
+    assert {part.targets for part in parts} == {batch.targets} == {3 + 2 + 5 + 1}
+
+
+def _averaged(batch, world: int, loss_on_padding: bool):
+    """(loss, gradients) of `world` workers: each its own backward pass, gradients averaged by hand."""
+    losses, gradients = [], []
+    for rank in range(world):
+        model, part = tiny(), share(batch, rank, world)
+        loss = TrainingForward(model, loss_on_padding=loss_on_padding).loss(part, world)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    return sum(losses) / world, [sum(each) / world for each in zip(*gradients, strict=True)]
+
+
+@pytest.mark.parametrize("loss_on_padding", [False, True])
+@pytest.mark.parametrize(("rows", "world"), [(6, 2), (3, 2), (1, 2), (2, 3), (1, 4)])
+def test_several_workers_make_the_update_of_one(rows, world, loss_on_padding):
+    """Rows differ in length, so workers hold different numbers of tokens; the short batch of an epoch leaves some without."""
+    batch = collate(ROWS[:rows], pad_id=0, length=None, loss_on_padding=loss_on_padding)
+    model = tiny()
+    loss = lm_loss(model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits, batch.labels)
+    loss.backward()
+    found, gradients = _averaged(batch, world, loss_on_padding)
+    assert found == pytest.approx(float(loss.detach()), abs=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(gradient, parameter.grad, rtol=0, atol=1e-6)
+
+
+def test_a_worker_without_rows_runs_the_model_and_adds_nothing():
+    batch = collate(ROWS[2:3], pad_id=0, length=8, loss_on_padding=False)
+    idle = share(batch, 1, 2)
+    assert idle.tokens == 0 and idle.targets == batch.targets == 5 and idle.input_ids.shape == (1, 8)
+    model = tiny()
+    loss = TrainingForward(model).loss(idle, 2)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_every_worker_keeps_the_log_of_whole_batches():
+    settings = LoopSettings(steps=4, lr=1e-2, batch_size=4)
+    counts = [
+        train(PlainStepper(tiny(), settings), ROWS, 0, settings, rank=r, world=2).tokens for r in (0, 1)
+    ]
+    assert counts[0] == counts[1] == train(PlainStepper(tiny(), settings), ROWS, 0, settings).tokens
+    assert sum(counts[0]) == 2 * sum(map(len, ROWS))

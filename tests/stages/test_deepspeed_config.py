@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from unidetox_ray.core.loop import LoopSettings
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.settings import DeepSpeedSection
-from unidetox_ray.stages.deepspeed_config import deepspeed_config
+from unidetox_ray.stages.deepspeed_config import deepspeed_config, shards_nothing
 
 SETTINGS = LoopSettings(steps=10, lr=1e-4, batch_size=8, max_grad_norm=0.5)
 
@@ -57,7 +57,31 @@ def test_precisions(stage):
     assert pure is None if stage == 0 else pure["bf16_optimizer_states"]
 
 
+def test_float32_masters_are_never_left_to_the_unsharded_optimiser():
+    """It takes a step with zero gradients when it is made; AdamW would count from 2."""
+    settings = replace(SETTINGS, precision="bf16_master")
+    stages = [
+        deepspeed_config(DeepSpeedSection(stage=n), settings, 1)["zero_optimization"]["stage"]
+        for n in range(4)
+    ]
+    assert stages == [1, 1, 2, 3]
+
+
+def test_pure_bfloat16_states_are_not_offloaded():
+    settings = replace(SETTINGS, precision="bf16_pure")
+    with pytest.raises(ConfigError, match=r"bf16_pure.*use bf16_master, or offload: none"):
+        deepspeed_config(DeepSpeedSection(stage=2, offload="optimizer"), settings, 1)
+
+
 def test_nothing_of_the_schedule_or_the_rate_is_handed_over():
     """The loop sets the rate of every step; a second scheduler would fight it."""
     config = deepspeed_config(DeepSpeedSection(stage=1), SETTINGS, 2)
     assert not {"scheduler", "optimizer", "fp16"} & set(config)
+
+
+def test_the_engine_is_passed_by_only_where_it_would_do_nothing():
+    pure, master = (replace(SETTINGS, precision=precision) for precision in ("bf16_pure", "bf16_master"))
+    assert shards_nothing(DeepSpeedSection(), SETTINGS, 1) and shards_nothing(DeepSpeedSection(), pure, 1)
+    assert not shards_nothing(DeepSpeedSection(), master, 1)
+    assert not shards_nothing(DeepSpeedSection(), SETTINGS, 2)
+    assert not any(shards_nothing(DeepSpeedSection(stage=stage), SETTINGS, 1) for stage in (1, 2, 3))

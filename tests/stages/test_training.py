@@ -15,11 +15,19 @@ from safetensors.torch import load_file, save_file
 from unidetox_ray import registry
 from unidetox_ray.artifacts import finished
 from unidetox_ray.core.loop import Log, LoopSettings, NonFiniteLoss, PlainStepper, train
-from unidetox_ray.errors import StageError
+from unidetox_ray.errors import ConfigError, DataError, ModelError, StageError
 from unidetox_ray.families.loading import encode, load_model, load_tokenizer, special_ids
 from unidetox_ray.settings import ClusterSection, DeepSpeedSection
 from unidetox_ray.stages import checkpoints
-from unidetox_ray.stages.training import Job, check_saved, rows_of, run_group, set_dropout
+from unidetox_ray.stages.saving import check_saved
+from unidetox_ray.stages.training import (
+    Job,
+    check_packing,
+    failure,
+    rows_of,
+    run_group,
+    set_dropout,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -69,8 +77,8 @@ def corpus(tmp_path_factory) -> Path:
     from unidetox_ray.data.world import World
 
     path = tmp_path_factory.mktemp("texts") / "corpus.parquet"
-    texts = World().pretrain(30)["text"].to_list()
-    pl.DataFrame({"text": texts, "ended": [index % 3 > 0 for index in range(30)]}).write_parquet(path)
+    texts = World().pretrain(30)["text"].to_list()[:29]  # the last of 8 steps has one row
+    pl.DataFrame({"text": texts, "ended": [index % 3 > 0 for index in range(29)]}).write_parquet(path)
     return path
 
 
@@ -89,15 +97,27 @@ def jobs(ray_session, models, corpus, tmp_path_factory):
     everything = [
         *(job(family, family) for family in FAMILIES),
         *(job(f"zero{n}", deepspeed=DeepSpeedSection(stage=n).model_dump()) for n in (1, 2, 3)),
+        *(
+            job(
+                f"{precision}-{n}",
+                loop={"precision": precision},
+                deepspeed=DeepSpeedSection(stage=n).model_dump(),
+            )
+            for precision in ("bf16_pure", "bf16_master")
+            for n in (0, 2)
+        ),
         job("lora", "llama", adapter={"rank": 4, "alpha": 8.0, "dropout": 0.0}, loop={"lr": 2e-2}),
+        job("packed", loop={"pack_to": 64}),
+        job("compiled", "opt", loop={"compile": "blocks"}),
         job("whole", dropout=0.2, checkpoint_every=3),
         # Fails at step 6 for want of its prompts, after the checkpoint at step 4; "resumed" is the same training.
         job(
             "killed", **halves, probe={"steps": [6], "evaluate": {}, "prompts": str(root / "absent.parquet")}
         ),
         job("diverged", loop={"lr": 1e30}),
+        job("unopened", model={**models["gpt2"], "path": str(root / "no-model")}),
     ]
-    killed = everything[-2]
+    killed = everything[-3]
     everything.append(replace(killed, name="resumed", probe=None))
     outcomes = run_group("group", everything, ClusterSection(num_cpus=2), root / "ray")
     return {each.name: each for each in everything}, {outcome.name: outcome for outcome in outcomes}
@@ -108,11 +128,12 @@ def test_ray_train_with_one_worker_equals_the_plain_loop(jobs, family):
     named, outcomes = jobs
     assert outcomes[family].error is None
     expected, model = plain(named[family])
-    assert losses(named[family]) == pytest.approx(expected.loss, abs=1e-5)
+    # One worker, stage 0: the plain loop's own step, bit for bit (the log keeps float32 numbers as they are).
+    assert losses(named[family]) == expected.loss
+    assert norms(named[family]) == expected.grad_norm
     assert max(expected.loss) - min(expected.loss) > 0.05
     log = pl.read_parquet(Path(named[family].folder) / "train_log.parquet")
     assert log["step"].to_list() == list(range(STEPS))
-    assert log["grad_norm"].to_list() == pytest.approx(expected.grad_norm, rel=1e-3)
     assert log["lr"].to_list() == pytest.approx([SETTINGS.lr * (STEPS - s) / STEPS for s in range(STEPS)])
 
     # What was saved opens as the same model, with its tokenizer.
@@ -120,11 +141,16 @@ def test_ray_train_with_one_worker_equals_the_plain_loop(jobs, family):
     opened, tokenizer = load_model(folder), load_tokenizer(folder)
     ids = torch.tensor([encode(tokenizer, "The people of the valley")])
     with torch.inference_mode():
-        assert torch.allclose(opened(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4)
+        assert torch.equal(opened(input_ids=ids).logits, model(input_ids=ids).logits)
     extra = outcomes[family].manifest.extra
     assert extra["resumed_at"] == 0 and extra["steps"] == STEPS and extra["world_size"] == 1
     assert extra["train_tokens"] == log["tokens"].sum() > 0
-    assert json.loads((Path(folder) / "settings.json").read_text())["family"] == family
+    told = json.loads((Path(folder) / "settings.json").read_text())
+    assert told["family"] == family and told["speed"] == extra["speed"]
+    speed = extra["speed"]
+    assert 0 < speed["mfu"] < 1 and speed["step_ms"] > 0 and speed["tokens_per_second"] > 0
+    assert speed["parameters"] == speed["trainable_parameters"] == sum(p.numel() for p in model.parameters())
+    assert speed["compiled"] is False and speed["engine_steps"] is False
     assert not (Path(folder) / "progress.json").exists()
 
 
@@ -139,6 +165,27 @@ def test_zero_stages_equal_stage_0(jobs, stage):
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("precision", ["bf16_pure", "bf16_master"])
+def test_bfloat16_equals_the_plain_loop_at_every_stage(jobs, precision, stage):
+    """Defect 11. The first updates too: AdamW has to count its steps from 1, with whatever DeepSpeed puts round it."""
+    named, outcomes = jobs
+    assert outcomes[f"{precision}-{stage}"].error is None
+    found, (log, _) = losses(named[f"{precision}-{stage}"]), plain(named[f"{precision}-{stage}"])
+    expected = log.loss
+    # DeepSpeed's masters start from weights rounded to bfloat16, the plain loop's from the weights as they are.
+    assert found == pytest.approx(expected, abs=1e-3 if precision == "bf16_pure" else 4e-3)
+    # Pure bfloat16 at stage 0 is the plain loop's step: it rounds clipped gradients where DeepSpeed's does not.
+    assert found == pytest.approx(
+        losses(named[f"{precision}-0"]), abs=1e-3 if precision == "bf16_pure" else 1e-4
+    )
+    if precision == "bf16_pure" and stage == 0:
+        assert found == expected
+    other = losses(named["gpt2" if precision == "bf16_pure" else "bf16_pure-0"])
+    assert max(abs(a - b) for a, b in zip(found, other, strict=True)) > 1e-3
+    assert {tensor.dtype for tensor in weights(named[f"{precision}-{stage}"]).values()} == {torch.bfloat16}
+
+
 def test_lora_is_merged_and_saved(jobs):
     named, outcomes = jobs
     assert outcomes["lora"].error is None
@@ -151,11 +198,57 @@ def test_lora_is_merged_and_saved(jobs):
     assert losses(named["lora"])[-1] < losses(named["lora"])[0]
 
 
+def test_lora_counts_its_trained_weights(jobs):
+    _, outcomes = jobs
+    speed = outcomes["lora"].manifest.extra["speed"]
+    assert 0 < speed["trainable_parameters"] < 0.3 * speed["parameters"]
+
+
+def test_a_packed_training_equals_the_plain_loop(jobs):
+    named, outcomes = jobs
+    assert outcomes["packed"].error is None
+    assert losses(named["packed"]) == plain(named["packed"])[0].loss
+    tokens = [outcomes[name].manifest.extra["train_tokens"] for name in ("packed", "gpt2")]
+    assert tokens[0] > tokens[1]  # rows of several texts hold more of them
+
+
+def test_a_training_that_asks_for_a_compiler_ends_with_or_without_one(jobs):
+    """A machine without a C++ compiler trains eagerly. Either way the folder opens and the losses are the family's."""
+    named, outcomes = jobs
+    assert outcomes["compiled"].error is None
+    assert losses(named["compiled"]) == pytest.approx(losses(named["opt"]), abs=1e-4)
+    assert weights(named["compiled"]).keys() == weights(named["opt"]).keys()
+
+
 def test_a_job_that_diverges_fails_alone(jobs):
     named, outcomes = jobs
     assert "loss is" in outcomes["diverged"].error and "use a lower lr" in outcomes["diverged"].error
     assert finished(Path(named["diverged"].folder), named["diverged"].key) is None
     assert outcomes["resumed"].error is None  # the job behind it
+
+
+def test_an_error_of_ours_keeps_its_kind_and_its_one_line(jobs):
+    _, outcomes = jobs
+    assert outcomes["unopened"].kind is ModelError and outcomes["diverged"].kind is StageError
+    error = outcomes["unopened"].error
+    assert error.startswith("/") and "no-model: no such folder" in error and "\n" not in error
+
+
+def test_of_several_workers_errors_the_mistake_comes_before_what_it_caused():
+    """Ray Train's own classes: workers that lose their partner fail too, in any order."""
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    lost = UserExceptionWithTraceback(
+        RuntimeError(), "Traceback\n  x\nRuntimeError: Connection closed by peer"
+    )
+    cause = UserExceptionWithTraceback(
+        DataError(), "Traceback\n  x\nunidetox_ray.errors.DataError: texts.csv: holds no text"
+    )
+    assert failure(WorkerGroupError("two", {0: lost, 1: cause})) == ("texts.csv: holds no text", DataError)
+    text, kind = failure(WorkerGroupError("one", {0: lost}))
+    assert kind is StageError and "Connection closed by peer" in text
+    assert failure(KeyError("step")) == ("KeyError: 'step'", StageError)
 
 
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(jobs):
@@ -176,14 +269,20 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(jobs):
 
 
 def test_two_workers_share_the_batch(jobs, models, corpus, tmp_path):
-    """Texts differ in length, and the last batch of the epoch has 2 rows: still the mean over all tokens."""
+    """Texts differ in length, and the last batch of the epoch has 1 row: still the mean over all tokens."""
     named, _ = jobs
     job = job_of(models, corpus, tmp_path, "both", deepspeed=DeepSpeedSection(stage=2).model_dump())
     outcome = run_group("both", [job], ClusterSection(num_cpus=2, workers_per_cell=2), tmp_path / "ray")[0]
     assert outcome.error is None and outcome.manifest.extra["world_size"] == 2
     assert losses(job) == pytest.approx(losses(named["gpt2"]), abs=1e-4)
+    assert norms(job) == pytest.approx(norms(named["gpt2"]), rel=1e-2)
     ours, theirs = weights(job), weights(named["gpt2"])
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
+    tokens = [
+        pl.read_parquet(Path(each.folder) / "train_log.parquet")["tokens"] for each in (job, named["gpt2"])
+    ]
+    assert tokens[0].to_list() == tokens[1].to_list()
+    assert outcome.manifest.extra["train_tokens"] == tokens[0].sum()
 
 
 def test_a_tampered_folder_is_refused(jobs, tmp_path):
@@ -238,6 +337,20 @@ def test_rows_end_where_texts_ended_and_are_counted(models, corpus, tmp_path):
     assert counts == {"texts": 4, "cut": 1, "too_short": 1, "ended": 1}
     without, counts = rows_of(job_of(models, path, tmp_path, "rows", "opt", append_eos=False), tokenizer, end)
     assert without[0] == without[1] and counts["ended"] == 0
+
+
+def test_packing_is_refused_where_texts_would_mix(models, corpus, tmp_path):
+    from transformers import AutoModelForCausalLM, FalconConfig
+
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    alibi = AutoModelForCausalLM.from_config(FalconConfig(**shape, alibi=True))
+    job = job_of(models, corpus, tmp_path, "mixed", "falcon", loop={"pack_to": 32})
+    with pytest.raises(
+        ConfigError, match=r"mixed: packing = true, .*\(family falcon\); use packing: false"
+    ) as caught:
+        check_packing(alibi, job, 32)
+    assert "\n" not in str(caught.value)
+    check_packing(load_model(models["falcon"]["path"]), job, 32)
 
 
 def test_the_plain_loop_also_refuses_a_loss_that_is_not_finite(models, corpus, tmp_path):

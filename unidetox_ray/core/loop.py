@@ -15,7 +15,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from unidetox_ray.core.loss import IGNORE, lm_loss
+from unidetox_ray.core.batch import Batch
+from unidetox_ray.core.compile_blocks import Compile, CompiledBlocks, wanted
+from unidetox_ray.core.flops import Pace
+from unidetox_ray.core.forward import TrainingForward
+from unidetox_ray.core.loss import IGNORE
+from unidetox_ray.core.packs import collate_packs, pack_texts
 from unidetox_ray.core.streams import generator
 
 Precision = Literal["fp32", "bf16_master", "bf16_pure"]
@@ -38,16 +43,9 @@ class LoopSettings:
     epsilon: float = 1e-8
     loss_on_padding: bool = False
     pad_to: Literal["batch", "longest"] = "batch"
-
-
-@dataclass
-class Batch:
-    """input_ids, attention_mask, labels: (B, T) int64. tokens: real tokens in it, padding excluded."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-    tokens: int
+    compile: Compile = "auto"
+    pack_to: int = 0
+    """Tokens of a row that several texts share; 0 = one text a row."""
 
 
 @dataclass
@@ -66,10 +64,10 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Stepper(Protocol):
-    """Forward, backward and update on one batch."""
+    """Forward, backward and update on one batch, or on this worker's share of it."""
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
-        """Returns the loss and the gradient norm before clipping, two float scalars left on the device."""
+        """Returns the whole batch's loss and the gradient norm before clipping, two float scalars left on the device."""
         ...
 
 
@@ -99,7 +97,8 @@ def collate(
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[index, : len(row)] = 1
     labels = ids.clone() if loss_on_padding else ids.masked_fill(mask == 0, IGNORE)
-    return Batch(ids, mask, labels, int(mask.sum()))
+    targets = len(rows) * (width - 1) if loss_on_padding else sum(max(len(row) - 1, 0) for row in rows)
+    return Batch(ids, mask, labels, sum(map(len, rows)), targets)
 
 
 def batch_at(step: int, rows: Sequence[Sequence[int]], pad_id: int, settings: LoopSettings) -> Batch:
@@ -108,14 +107,41 @@ def batch_at(step: int, rows: Sequence[Sequence[int]], pad_id: int, settings: Lo
     return collate(picked, pad_id=pad_id, length=length, loss_on_padding=settings.loss_on_padding)
 
 
+def batches(rows: Sequence[Sequence[int]], pad_id: int, settings: LoopSettings) -> Callable[[int], Batch]:
+    """step -> its batch. With `pack_to`, `batch_size` counts rows of several texts, packed once for all epochs."""
+    if not settings.pack_to:
+        return lambda step: batch_at(step, rows, pad_id, settings)
+    packs = pack_texts(rows, settings.pack_to)
+    return lambda step: collate_packs(
+        [packs[index] for index in rows_at(step, len(packs), settings)], pad_id=pad_id
+    )
+
+
 def share(batch: Batch, rank: int, world: int) -> Batch:
-    """The rows of a batch that one of `world` workers trains on; a batch smaller than the world is refused."""
+    """The rows of a batch that one of `world` workers trains on; `targets` stays that of the whole batch.
+
+    With the loss of `core.forward`, the average of the workers' gradients is the gradient of the whole batch's mean over
+    tokens, however many rows and tokens each has. A worker without rows gets the first row without a label, 0 tokens:
+    it has to run the model, because the others wait for it, and adds nothing.
+    """
     if world == 1:
         return batch
-    if batch.input_ids.shape[0] < world:
-        raise ValueError(f"a batch of {batch.input_ids.shape[0]} rows cannot feed {world} workers")
+    if rank >= batch.input_ids.shape[0]:
+        nothing = torch.full_like(batch.labels[:1], IGNORE)
+        positions, segments = (
+            None if each is None else each[:1] for each in (batch.position_ids, batch.segments)
+        )
+        return Batch(
+            batch.input_ids[:1], batch.attention_mask[:1], nothing, 0, batch.targets, positions, segments
+        )
     mask = batch.attention_mask[rank::world]
-    return Batch(batch.input_ids[rank::world], mask, batch.labels[rank::world], int(mask.sum()))
+    positions, segments = (
+        None if each is None else each[rank::world] for each in (batch.position_ids, batch.segments)
+    )
+    return Batch(
+        batch.input_ids[rank::world], mask, batch.labels[rank::world], int(mask.sum()), batch.targets,
+        positions, segments,
+    )  # fmt: skip
 
 
 def train(
@@ -132,14 +158,19 @@ def train(
     on_progress: Callable[[int, Log], None] | None = None,
     stops: Sequence[int] = (),
     on_stop: Callable[[int, Log], None] | None = None,
+    pace: Pace | None = None,
 ) -> Log:
     """Run steps `start` … `settings.steps` - 1.
 
     rows: token-id lists, each with >= 2 ids. Losses stay on the device and are read every `every` steps (that is
     when NonFiniteLoss can be raised), then `on_progress(steps done, log)` is called. After each number of
-    completed steps in `stops`, `on_stop` is called with it: checkpoints, evaluations.
+    completed steps in `stops`, `on_stop` is called with it: checkpoints, evaluations. The log is that of whole batches,
+    the same on every rank. pace: gets the time of every step, pauses left out.
     """
     log = log or Log()
+    batch_of = batches(rows, pad_id, settings)
+    if pace is not None:
+        pace.start()
     pending: list[tuple[int, float, int, Tensor, Tensor]] = []
 
     def flush() -> None:
@@ -156,19 +187,25 @@ def train(
             log.tokens.append(tokens)
         pending.clear()
 
-    wanted = set(stops)
+    halts = set(stops)
     for step in range(start, settings.steps):
-        batch = share(batch_at(step, rows, pad_id, settings), rank, world)
+        batch = batch_of(step)
         rate = learning_rate(step, settings)
-        loss, norm = stepper.step(batch, rate)
+        loss, norm = stepper.step(share(batch, rank, world), rate)
         pending.append((step, rate, batch.tokens, loss, norm))
+        if pace is not None:
+            pace.mark(batch.tokens)
         finished = step + 1
-        if finished % every == 0 or finished == settings.steps or finished in wanted:
+        if finished % every == 0 or finished == settings.steps or finished in halts:
+            if pace is not None:
+                pace.read()
             flush()
             if on_progress:
                 on_progress(finished, log)
-        if finished in wanted and on_stop:
-            on_stop(finished, log)
+            if finished in halts and on_stop:
+                on_stop(finished, log)
+            if pace is not None:
+                pace.start()
     return log
 
 
@@ -191,30 +228,42 @@ class PlainStepper:
     bf16_pure: weights, gradients and moments bfloat16, as the released code trains.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: LoopSettings) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        settings: LoopSettings,
+        *,
+        backend: str | Callable[..., object] = "inductor",
+    ) -> None:
         self.model = model.to(torch.bfloat16 if settings.precision == "bf16_pure" else torch.float32).train()
         self.settings = settings
         self.device = next(model.parameters()).device
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = adamw(self.trainable, settings)
+        self.forward = TrainingForward(
+            self.model, loss_on_padding=settings.loss_on_padding, pack_to=settings.pack_to
+        )
+        self.blocks = CompiledBlocks(
+            self.model if wanted(settings.compile, self.device) else torch.nn.Identity(), backend
+        )
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"
-        ):
-            output = self.model(
-                input_ids=batch.input_ids.to(self.device),
-                attention_mask=batch.attention_mask.to(self.device),
-                use_cache=False,
-            )
-        loss = lm_loss(output.logits, batch.labels.to(self.device))
-        loss.backward()
+        loss = self.blocks.run(lambda: self._backward(batch), self.optimizer.zero_grad)
+        # Left on the device: the scale is computed there too, so that nothing waits for the norm.
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), norm.detach()
+        return loss, norm.detach()
+
+    def _backward(self, batch: Batch) -> Tensor:
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"
+        ):
+            loss = self.forward.loss(batch)
+        loss.backward()
+        return loss.detach()
 
     def state(self) -> dict[str, Any]:
         return {

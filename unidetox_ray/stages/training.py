@@ -8,7 +8,6 @@ the group starts again behind it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,9 +26,11 @@ from unidetox_ray.artifacts import (
     write_text,
 )
 from unidetox_ray.cards import model_card
-from unidetox_ray.core.loop import Batch, LoopSettings
-from unidetox_ray.errors import StageError
+from unidetox_ray.core.loop import LoopSettings
+from unidetox_ray.errors import ConfigError, StageError, UnidetoxError, kind_named
 from unidetox_ray.settings import ClusterSection, DeepSpeedSection, FinetuneSection, ToxicSection
+from unidetox_ray.stages.saving import save_model
+from unidetox_ray.stages.stepper import DeepSpeedStepper
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Outcome:
 
     name: str
     error: str | None = None
+    kind: type[UnidetoxError] = StageError
+    """What to raise for `error`: a user's mistake stays one."""
     manifest: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -80,82 +83,9 @@ def loop_settings(section: ToxicSection | FinetuneSection, *, steps: int, seed: 
         weight_decay=section.weight_decay,
         loss_on_padding=section.loss_on_padding,
         pad_to=section.pad_to,
+        compile=section.compile,
+        pack_to=section.max_length if section.packing else 0,
     )
-
-
-class DeepSpeedStepper:
-    """`core.loop.Stepper` on a DeepSpeed engine."""
-
-    def __init__(self, model: Any, settings: LoopSettings, section: DeepSpeedSection, world: int) -> None:
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
-        import deepspeed.ops
-
-        from unidetox_ray.core.loop import adamw
-        from unidetox_ray.stages.deepspeed_config import deepspeed_config
-
-        if not on_gpu:
-            # Else `initialize` compiles a shared-memory extension with g++ for a minute; gloo does its work.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        model = model.to("cuda" if on_gpu else "cpu")
-        model = model.to(torch.bfloat16 if settings.precision == "bf16_pure" else torch.float32)
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=adamw(trainable, settings),
-            config=deepspeed_config(section, settings, world),
-            dist_init_required=False,
-        )
-        self.engine.train()
-        self.world = world
-        self.no_norm = section.stage == 0 and settings.precision != "bf16_master"
-
-    def step(self, batch: Batch, lr: float) -> tuple[Any, Any]:
-        import torch
-
-        from unidetox_ray.core.loss import lm_loss
-
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        device = self.engine.device
-        output = self.engine(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            use_cache=False,
-        )
-        labels = batch.labels.to(device)
-        loss = lm_loss(output.logits, labels)
-        shared, whole = self._weighted(loss, labels)
-        self.engine.backward(shared)
-        # Without a sharding or bfloat16 optimiser DeepSpeed clips but keeps no norm.
-        own = torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
-        ) if self.no_norm else None  # fmt: skip
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm() if own is None else own
-        return whole.detach(), torch.as_tensor(float("nan") if norm is None else norm).detach()
-
-    def _weighted(self, loss: Any, labels: Any) -> tuple[Any, Any]:
-        """(loss for this worker's backward pass, loss of the whole batch).
-
-        DeepSpeed averages gradients over workers; workers have different numbers of tokens, so that each loss is
-        weighted by its share. The result is the one-worker mean over tokens.
-        """
-        import torch
-        import torch.distributed as dist
-
-        from unidetox_ray.core.loss import IGNORE
-
-        if self.world == 1:
-            return loss, loss
-        count = (labels[:, 1:] != IGNORE).sum()
-        sums = torch.stack([loss.detach().float() * count, count.float()])
-        dist.all_reduce(sums)
-        return loss * (count * self.world / sums[1]), sums[0] / sums[1]
 
 
 def rows_of(job: Job, tokenizer: Any, end_id: int | None) -> tuple[list[list[int]], dict[str, int]]:
@@ -199,6 +129,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     """Train one job and, on rank 0, leave its finished folder."""
     import torch
 
+    from unidetox_ray.core.flops import Pace, parameters_of
     from unidetox_ray.core.loop import Log, train
     from unidetox_ray.families.loading import load_model, load_tokenizer, special_ids
     from unidetox_ray.stages import checkpoints
@@ -217,7 +148,11 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     rows, counts = rows_of(job, tokenizer, ids.eos)
     if not rows:
         raise StageError(f"{job.name}: no text of {job.texts} holds two tokens; nothing to train on")
+    if settings.pack_to:
+        check_packing(model, job, settings.pack_to)
+    weights = parameters_of(model)
     stepper = DeepSpeedStepper(model, settings, DeepSpeedSection(**job.deepspeed), world)
+    pace = Pace(stepper.forward.device)
     start, log = checkpoints.restore(stepper.engine, folder, job.key, Log())
     seconds_before = float(sum(checkpoints.seconds(folder, job.key)))
     marks: list[tuple[int, float]] = []
@@ -242,11 +177,9 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             from unidetox_ray.stages.probe import measure
 
             stepper.engine.module.eval()
-            values = {
-                "step": done,
-                "loss": current.loss[-1],
-                **measure(stepper.engine.module, tokenizer, job.probe, device),
-            }
+            with stepper.blocks.paused():
+                numbers = measure(stepper.engine.module, tokenizer, job.probe, device)
+            values = {"step": done, "loss": current.loss[-1], **numbers}
             stepper.engine.module.train()
             measured.append(values)
             report(values)
@@ -254,14 +187,20 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     training_started = time.perf_counter()
     train(
         stepper, rows, ids.pad, settings, start=start, log=log, rank=rank, world=world,
-        on_progress=on_progress, stops=[*checkpoint_at, *probe_at], on_stop=on_stop,
+        on_progress=on_progress, stops=[*checkpoint_at, *probe_at], on_stop=on_stop, pace=pace,
     )  # fmt: skip
     training_seconds = time.perf_counter() - training_started
     if job.probe is None:
-        save_model(stepper.engine, model, tokenizer, folder, rows[:2], rank, adapter=job.adapter is not None)
+        with stepper.blocks.paused():
+            save_model(
+                stepper.engine, model, tokenizer, folder, rows[:2], rank, adapter=job.adapter is not None
+            )
     if rank == 0:
         write_log(folder, log, training_seconds)
-        write_json(folder / "settings.json", {**job.settings, "world_size": world, "device": device})
+        speed = speed_values(pace, weights, settings, stepper, world)
+        write_json(
+            folder / "settings.json", {**job.settings, "world_size": world, "device": device, "speed": speed}
+        )
         if job.probe is None:
             write_text(folder / "README.md", model_card(job.settings, counts, base=job.model["name"]))
         checkpoints.clear(folder)
@@ -271,11 +210,41 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             counts={"expected": counts["texts"], "ok": counts["texts"] - counts["too_short"], "failed": counts["too_short"]},
             extra={
                 "name": job.name, "family": job.family, "texts": counts, "steps": settings.steps, "measured": measured,
-                "train_seconds": round(training_seconds + seconds_before, 3), "train_tokens": sum(log.tokens) * world,
-                "final_loss": log.loss[-1], "device": device, "world_size": world, "resumed_at": start,
+                "train_seconds": round(training_seconds + seconds_before, 3), "train_tokens": sum(log.tokens),
+                "final_loss": log.loss[-1], "device": device, "world_size": world, "resumed_at": start, "speed": speed,
             },
         )  # fmt: skip
     stepper.engine.destroy()
+
+
+def check_packing(model: Any, job: Job, length: int) -> None:
+    """ConfigError where this model's texts would not stay apart in a shared row, by its own numbers."""
+    from unidetox_ray.core.attending import keeps_apart
+
+    if not keeps_apart(model, length):
+        raise ConfigError(
+            f"{job.name}: packing = true, but texts that share a row change each other's predictions in "
+            f"{job.model['name']} (family {job.family}); use packing: false"
+        )
+
+
+def speed_values(
+    pace: Any, parameters: Any, settings: LoopSettings, stepper: DeepSpeedStepper, world: int
+) -> dict[str, Any]:
+    """How fast the steps were (`core.flops.Speed`) and what took them; empty when a job had no step left to do."""
+    import torch
+
+    from unidetox_ray.core.flops import peak_flops, speed_of
+
+    if not pace.seconds:
+        return {}
+    dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
+    speed = speed_of(pace.seconds, pace.tokens, parameters, peak_flops(pace.device, dtype), world)
+    return {
+        **({} if speed is None else speed.as_dict()),
+        "compiled": stepper.blocks.active,
+        "engine_steps": stepper.plain is None,
+    }
 
 
 def set_dropout(model: Any, share: float) -> None:
@@ -305,68 +274,6 @@ def with_lora(model: Any, settings: dict[str, Any]) -> Any:
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config)
-
-
-def save_model(
-    engine: Any,
-    model: Any,
-    tokenizer: Any,
-    folder: Path,
-    prompts: list[list[int]],
-    rank: int,
-    *,
-    adapter: bool,
-) -> None:
-    """Consolidated safetensors that `from_pretrained` opens, compared with the model in memory before they count."""
-    import torch
-
-    engine.module.eval()
-    logits = []
-    with torch.inference_mode():
-        for ids in prompts:
-            logits.append(
-                engine.module(input_ids=torch.tensor([ids], device=engine.device)).logits.float().cpu()
-            )
-    stage3 = engine.zero_optimization_partition_weights()
-    state = engine._zero3_consolidated_16bit_state_dict() if stage3 else None
-    if rank != 0:
-        return
-    module = engine.module
-    if adapter:
-        module = module.merge_and_unload()
-        state = None
-    module.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
-    check_saved(folder, module, prompts, logits, merged=adapter)
-
-
-def check_saved(
-    folder: Path, module: Any, prompts: list[list[int]], logits: list[Any], *, merged: bool = False
-) -> None:
-    """StageError unless the folder reopens to the same model: same keys, finite values, same logits on two prompts."""
-    import torch
-
-    from unidetox_ray.families.loading import load_model
-
-    reopened = load_model(
-        str(folder), dtype=str(next(module.parameters()).dtype).removeprefix("torch."), device="cpu"
-    )
-    expected, found = set(module.state_dict()), set(reopened.state_dict())
-    if expected != found:
-        raise StageError(f"{folder}: saved weights lack or add tensors: {sorted(expected ^ found)[:4]}")
-    for name, tensor in reopened.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise StageError(f"{folder}: {name} holds values that are not finite")
-    low_precision = next(module.parameters()).dtype != torch.float32
-    tolerance = 0.25 if low_precision else (1e-3 if merged else 1e-4)
-    with torch.inference_mode():
-        for ids, before in zip(prompts, logits, strict=True):
-            after = reopened.eval()(input_ids=torch.tensor([ids])).logits.float()
-            gap = float((after - before).abs().max())
-            if not gap <= tolerance:
-                raise StageError(
-                    f"{folder}: reopened logits differ by {gap:.3g} from the trained model's (accepted: {tolerance:g})"
-                )
 
 
 def write_progress(folder: Path, done: int, total: int) -> None:
@@ -426,13 +333,14 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
     waiting = list(jobs)
     while waiting:
         error: str | None = None
+        kind: type[UnidetoxError] = StageError
         try:
             if any(finished(Path(job.folder), job.key) is None for job in waiting):
                 group_trainer(name, waiting, cluster, storage).fit()
         except (
             Exception
         ) as problem:  # whatever Ray raises for whatever the worker did: it becomes the job's error
-            error = reason(problem)
+            error, kind = failure(problem)
         still = []
         for job in waiting:
             manifest = finished(Path(job.folder), job.key)
@@ -443,22 +351,31 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
         if still and error is None:
             error = "the training ended without a result"
         if still:
-            outcomes[still[0].name] = Outcome(still[0].name, error=error)
+            outcomes[still[0].name] = Outcome(still[0].name, error=error, kind=kind)
         waiting = still[1:]
     shutil.rmtree(storage / name, ignore_errors=True)
     return [outcomes[job.name] for job in jobs]
 
 
-def reason(problem: BaseException) -> str:
-    """The last line of the innermost error: what a person wants to read."""
-    seen = problem
-    failures = getattr(problem, "worker_failures", None)
-    if failures:
-        seen = next(iter(failures.values()))
-    seen = getattr(seen, "cause", None) or seen
-    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
-    name = type(seen).__name__
+def failure(problem: BaseException) -> tuple[str, type[UnidetoxError]]:
+    """(what a person wants to read, the kind to raise) of an error that Ray, Ray Train or Ray Tune wraps.
+
+    They hand a worker's error on as the text of its trace, whose last line names its class: an error of ours so keeps
+    its kind, and a user's mistake ends the command as one. With several workers, such an error comes before what it
+    made the others fail with.
+    """
+    wrapped = [*(getattr(problem, "worker_failures", None) or {}).values(), getattr(problem, "cause", None)]
+    inside = [failure(each) for each in wrapped if isinstance(each, BaseException)]
+    if inside:
+        return next((each for each in inside if each[1] is not StageError), inside[0])
+    name = type(problem).__name__
+    if isinstance(problem, UnidetoxError):
+        return str(problem), kind_named(name)
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     if not lines:
-        return name
+        return name, StageError
+    written, _, text = lines[-1].partition(": ")
+    if text and written.startswith(f"{UnidetoxError.__module__}."):
+        return text[:400], kind_named(written.rpartition(".")[2])
     # A bare KeyError says no more than the key.
-    return (f"{name}: {lines[-1]}" if type(seen).__module__ == "builtins" else lines[-1])[:400]
+    return (f"{name}: {lines[-1]}" if type(problem).__module__ == "builtins" else lines[-1])[:400], StageError

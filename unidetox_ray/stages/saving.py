@@ -1,0 +1,72 @@
+"""Trained models to folders that `from_pretrained` opens, compared with the model in memory before they count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unidetox_ray.errors import ModelError, StageError
+
+
+def save_model(
+    engine: Any,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    prompts: list[list[int]],
+    rank: int,
+    *,
+    adapter: bool,
+) -> None:
+    """Consolidated safetensors that `from_pretrained` opens, compared with the model in memory before they count."""
+    import torch
+
+    engine.module.eval()
+    logits = []
+    with torch.inference_mode():
+        for ids in prompts:
+            logits.append(
+                engine.module(input_ids=torch.tensor([ids], device=engine.device)).logits.float().cpu()
+            )
+    stage3 = engine.zero_optimization_partition_weights()
+    state = engine._zero3_consolidated_16bit_state_dict() if stage3 else None
+    if rank != 0:
+        return
+    module = engine.module
+    if adapter:
+        module = module.merge_and_unload()
+        state = None
+    module.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    check_saved(folder, module, prompts, logits, merged=adapter)
+
+
+def check_saved(
+    folder: Path, module: Any, prompts: list[list[int]], logits: list[Any], *, merged: bool = False
+) -> None:
+    """StageError unless the folder reopens to the same model: same keys, finite values, same logits on two prompts."""
+    import torch
+
+    from unidetox_ray.families.loading import load_model
+
+    dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+    try:
+        reopened = load_model(str(folder), dtype=dtype, device="cpu")
+    except ModelError as error:  # ours, not the user's: we have just saved it
+        raise StageError(f"{folder}: the saved model cannot be opened again: {error}") from None
+    expected, found = set(module.state_dict()), set(reopened.state_dict())
+    if expected != found:
+        raise StageError(f"{folder}: saved weights lack or add tensors: {sorted(expected ^ found)[:4]}")
+    for name, tensor in reopened.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise StageError(f"{folder}: {name} holds values that are not finite")
+    low_precision = next(module.parameters()).dtype != torch.float32
+    tolerance = 0.25 if low_precision else (1e-3 if merged else 1e-4)
+    with torch.inference_mode():
+        for ids, before in zip(prompts, logits, strict=True):
+            after = reopened.eval()(input_ids=torch.tensor([ids])).logits.float()
+            gap = float((after - before).abs().max())
+            if not gap <= tolerance:
+                raise StageError(
+                    f"{folder}: reopened logits differ by {gap:.3g} from the trained model's (accepted: {tolerance:g})"
+                )
