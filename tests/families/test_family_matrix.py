@@ -17,6 +17,7 @@ from unidetox_ray.core.loop import LoopSettings, PlainStepper, collate
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.data.world import World
 from unidetox_ray.families.loading import adds_bos, encode, family_of, load_model, load_tokenizer, special_ids
+from unidetox_ray.families.runners import runner_of
 from unidetox_ray.families.tokenizers import train_tokenizer
 
 TEXTS = [
@@ -157,8 +158,10 @@ def test_engine_samples_what_its_slow_twin_samples(tiny, world_texts):
     ]
     numbers = uniforms(7, list(range(6)), 12)
     shared = {"uniform": numbers, "max_new_tokens": 12, "end_ids": [tiny.ids.eos], "copies": 2}
-    fast = decode([tiny.model], prompts, pad_id=tiny.ids.pad, **shared)
-    assert fast == decode_slowly([tiny.model], prompts, **shared)
+    slow = decode_slowly([tiny.model], prompts, **shared)
+    for runner in (runner_of(tiny.model), runner_of(tiny.model, lean=False)):
+        for rows in (None, 4):
+            assert decode([runner], prompts, pad_id=tiny.ids.pad, rows=rows, **shared) == slow
 
 
 def test_training_lowers_the_loss(tiny, world_texts):

@@ -108,4 +108,10 @@ def test_progress_counts_every_continuation(opened):
     continuations(
         model, tokenizer, PROMPTS, SETTINGS, cell="cell", run=0, decode_rows=6, progress=seen.append
     )
-    assert seen == [6, 6, 3]
+    assert sum(seen) == 15
+    seen.clear()
+    long = ("long", "the old people of the valley " * 30)
+    rows = continuations(
+        model, tokenizer, [*PROMPTS, long], SETTINGS, cell="cell", run=0, decode_rows=6, progress=seen.append
+    )
+    assert sum(seen) == len(rows) == 18

@@ -1,16 +1,21 @@
-"""What happens between a model's logits and the next token: pure functions on (B, V) float32 tensors.
+"""What happens between models' logits and the next token: pure functions on (B, V) tensors, and their settings.
 
 Sources: the plausibility constraint and the contrast are UniDetox's (paper section 2; released code
 D:292-298); top-k and top-p are the usual filters (Fan et al. 2018; Holtzman et al. 2020).
+`core/sampling.py` is the fast way from logits to tokens; `filtered` and `draw` are its plain definition.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from unidetox_ray.core.inversion import nucleus_border, smallest_of_top_k
 
 NEVER = float("-inf")
 
@@ -24,6 +29,78 @@ class Sampling:
     top_p: float = 1.0
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """How several models' logits become one row of scores: a weighted sum within a set that model 0 allows.
+
+    weights: finite, one per model, on its log-probabilities. alpha: the plausible set of model 0, in [0, 1]; None or
+    0 = every token. nucleus: the top-p set of model 0, taken before the sum (DExperts, Liu et al. 2021), in (0, 1];
+    None = every token. dtype: in which the logits are compared; bfloat16 as the released contrast does.
+    """
+
+    weights: tuple[float, ...] = (1.0,)
+    alpha: float | None = None
+    nucleus: float | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not self.weights or not all(math.isfinite(weight) for weight in self.weights):
+            raise ValueError(f"mixture weights {self.weights}: give one finite number per model")
+        if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"mixture alpha {self.alpha}: must lie in [0, 1]")
+        if self.nucleus is not None and not 0.0 < self.nucleus <= 1.0:
+            raise ValueError(f"mixture nucleus {self.nucleus}: must lie in (0, 1]")
+
+    def scores(self, logits: Sequence[Tensor]) -> Tensor:
+        """(B, V) per model, any dtype -> (B, V) in `dtype`, -inf outside the allowed set; logits stay as they are.
+
+        At least one entry a row is finite where model 0's logits are. A row's scores are unnormalised
+        log-probabilities: in float32 each model's normaliser is a constant of the row and left out.
+        """
+        if len(logits) != len(self.weights):
+            raise ValueError(f"{len(logits)} models, but the mixture has {len(self.weights)} weights")
+        given = [rows.to(self.dtype) for rows in logits]
+        # On a coarse grid the constant matters: subtracting it first moves what rounds where.
+        terms = [
+            rows if self.dtype in (torch.float32, torch.float64) else torch.log_softmax(rows, dim=-1)
+            for rows in given
+        ]
+        total = terms[0] if self.weights[0] == 1.0 else terms[0] * self.weights[0]
+        for weight, term in zip(self.weights[1:], terms[1:], strict=True):
+            # Not torch.add(alpha=...), which rounds once or twice depending on where in memory an entry lies.
+            total = total - term if weight == -1.0 else total + (term if weight == 1.0 else term * weight)
+        if self.nucleus is not None and self.nucleus < 1.0:
+            total = torch.where(in_nucleus(given[0], self.nucleus), total, NEVER)
+        if self.alpha:
+            total = torch.where(plausible(given[0], self.alpha), total, NEVER)
+        return total
+
+
+def dtype_of(name: Literal["fp32", "bf16"]) -> torch.dtype:
+    """The dtype that the settings call `name`."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+#: Plain sampling from one model.
+PLAIN = Mixture()
+
+
+def contrastive(*, alpha: float, beta: float = math.inf, dtype: torch.dtype = torch.float32) -> Mixture:
+    """UniDetox's mixture of (base, toxic): favours what the toxic model avoids among what the base finds plausible.
+
+    alpha: plausibility cut in [0, 1]. beta: contrast strength, >= 0; with p the models' probabilities the score is
+    (1 + beta) log p_base - beta log p_toxic, and log p_base - log p_toxic at beta = inf (the limit, up to scale,
+    that the paper and its released text use). beta = 0 is the base model.
+    """
+    weights = (1.0, -1.0) if math.isinf(beta) else (1.0 + beta, -beta)
+    return Mixture(weights, alpha=alpha, dtype=dtype)
+
+
+def contrast(base: Tensor, toxic: Tensor, *, alpha: float, beta: float = math.inf) -> Tensor:
+    """`contrastive` applied to (B, V) logits of one prefix, each from its own cache, in the dtype they come in."""
+    return contrastive(alpha=alpha, beta=beta, dtype=base.dtype).scores([base, toxic])
+
+
 def plausible(base: Tensor, alpha: float) -> Tensor:
     """The adaptive plausibility set V(x_<t): tokens with p_base >= alpha * max p_base.
 
@@ -33,46 +110,30 @@ def plausible(base: Tensor, alpha: float) -> Tensor:
     if alpha == 0.0:
         return torch.ones_like(base, dtype=torch.bool)
     # log-softmax only subtracts a constant, so the comparison holds between logits as well.
-    return base >= base.max(dim=-1, keepdim=True).values + math.log(alpha)
+    return base >= base.amax(dim=-1, keepdim=True) + math.log(alpha)
 
 
-def contrast(base: Tensor, toxic: Tensor, *, alpha: float, beta: float = math.inf) -> Tensor:
-    """Scores that favour what the toxic model avoids, restricted to what the base model finds plausible.
+def in_nucleus(scores: Tensor, p: float) -> Tensor:
+    """The smallest set of most likely tokens whose probability reaches p, with all that are as likely as its last.
 
-    base, toxic: (B, V) logits of the same prefix, each from its own cache; compared in the dtype they come in
-    (callers pass float32; bfloat16 reproduces the released code).
-    alpha: plausibility cut in [0, 1]. beta: contrast strength, >= 0; with p the models' probabilities
-    the score is (1 + beta) log p_base - beta log p_toxic, and log p_base - log p_toxic at beta = inf (the
-    limit, up to scale, that the paper and its released text use). beta = 0 is the base model.
-    Returns (B, V), -inf outside the plausible set; at least one entry a row is finite.
+    scores: (B, V). p: in (0, 1]. Returns (B, V) bool; the most likely token is always in.
     """
-    base_log = torch.log_softmax(base, dim=-1)
-    toxic_log = torch.log_softmax(toxic, dim=-1)
-    scores = base_log - toxic_log if math.isinf(beta) else (1.0 + beta) * base_log - beta * toxic_log
-    return scores.masked_fill(~plausible(base, alpha), NEVER)
+    if p >= 1.0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    probability = torch.softmax(scores.float(), dim=-1)
+    return probability >= nucleus_border(probability, p)
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
     """-inf outside the k highest scores of each row (ties with the k-th stay); k = 0 keeps all. (B, V) -> (B, V)."""
     if k <= 0 or k >= scores.shape[-1]:
         return scores
-    smallest = torch.topk(scores, k, dim=-1).values[..., -1:]
-    return scores.masked_fill(scores < smallest, NEVER)
+    return torch.where(scores < smallest_of_top_k(scores, k), NEVER, scores)
 
 
 def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """-inf outside the smallest set of most likely tokens whose probability reaches p; p = 1 keeps all.
-
-    (B, V) -> (B, V). The most likely token always stays.
-    """
-    if p >= 1.0:
-        return scores
-    ordered, order = torch.sort(scores, dim=-1, descending=True, stable=True)
-    probability = torch.softmax(ordered, dim=-1)
-    # A token is out when the tokens ahead of it already reach p.
-    outside = (probability.cumsum(dim=-1) - probability) >= p
-    outside[..., 0] = False
-    return scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), NEVER)
+    """-inf outside `in_nucleus`; p = 1 keeps all. (B, V) -> (B, V)."""
+    return scores if p >= 1.0 else torch.where(in_nucleus(scores, p), scores, NEVER)
 
 
 def filtered(scores: Tensor, sampling: Sampling) -> Tensor:
@@ -84,12 +145,15 @@ def filtered(scores: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(scores: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by inversion of the cumulative distribution.
+    """One token a row by inversion of the cumulative distribution, written out plainly.
 
     scores: (B, V) float32 unnormalised log-probabilities. uniform: (B,) float64 in [0, 1).
     Returns (B,) int64. A row's draw depends on that row alone. Tokens at -inf are never drawn.
     """
     cumulative = torch.softmax(scores, dim=-1).double().cumsum(dim=-1)
-    threshold = uniform.to(cumulative.device).unsqueeze(-1) * cumulative[..., -1:]
+    total = cumulative[..., -1:].contiguous()
+    threshold = uniform.to(cumulative.device).unsqueeze(-1) * total
     # right=True: a threshold that equals a step of the sum belongs to the next token with mass.
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=scores.shape[-1] - 1)
+    token = torch.searchsorted(cumulative, threshold, right=True)
+    # u < 1 may still round up to the total; then it is the last token with mass.
+    return torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+    from unidetox_ray.core.decoder import Decoder
+
 #: How a tokenizer of the family is trained: (texts, vocab_size) -> tokenizer.
 TokenizerBuilder = Callable[[list[str], int], "PreTrainedTokenizerFast"]
 #: (vocab_size, hidden=, layers=, heads=, max_positions=, ids=SpecialIds) -> config of a small model.
 ConfigBuilder = Callable[..., "PretrainedConfig"]
+#: Hugging Face model -> its weights as the lean decoder wants them.
+LeanReader = Callable[[Any], "Decoder"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,6 @@ class Family:
     """A tokenizer with the real one's rules, trained on given texts; None likewise."""
     published: dict[str, Any]
     """Arguments of the config class that give the hub checkpoint's shape, known without the network."""
+    read_lean: LeanReader | None = None
+    """Turns a loaded model into the lean decoder's data, or raises `reading.Unsupported`. None: decoded by its own
+    forward."""

@@ -10,6 +10,8 @@ from unidetox_ray.families.base import Family, SpecialIds
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
+    from unidetox_ray.core.decoder import Decoder
+
 
 def tiny_config(
     vocab_size: int, *, hidden: int, layers: int, heads: int, max_positions: int, ids: SpecialIds
@@ -26,6 +28,45 @@ def tiny_config(
         max_position_embeddings=max_positions,
         bos_token_id=ids.bos,
         eos_token_id=ids.eos,
+    )
+
+
+def read_lean(model: Any) -> Decoder:
+    """See `Family.read_lean`, with or without grouped queries."""
+    from unidetox_ray.core.decoder import Block, Decoder
+    from unidetox_ray.families import reading
+
+    reading.check_plain(model, "LlamaForCausalLM")
+    config, body = model.config, model.model
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Decoder(
+        blocks=tuple(
+            Block(
+                norm=reading.norm(layer.input_layernorm),
+                qkv=reading.matrix(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                out=reading.matrix(layer.self_attn.o_proj),
+                norm_mlp=reading.norm(layer.post_attention_layernorm),
+                up=reading.matrix(layer.mlp.up_proj),
+                gate=reading.matrix(layer.mlp.gate_proj),
+                down=reading.matrix(layer.mlp.down_proj),
+                scale=size**-0.5,
+            )
+            for layer in body.layers
+        ),
+        final=reading.norm(body.norm),
+        head=reading.matrix(model.lm_head),
+        embedding=reading.embedding(body.embed_tokens),
+        positions=None,
+        offset=0,
+        rotary=reading.rotary(body.rotary_emb, config, size),
+        slopes=None,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_size=size,
+        norm_kind="rms",
+        activation=reading.activation(config.hidden_act),
+        parallel=False,
+        grouped=False,
     )
 
 
@@ -51,4 +92,5 @@ FAMILY = Family(
     tiny_config=tiny_config,
     train_tokenizer=tokenizers.llama,
     published=PUBLISHED,
+    read_lean=read_lean,
 )

@@ -1,7 +1,7 @@
 """The interface of a method.
 
-`unchanged` does nothing. A `corpus` method yields text that every family is fine-tuned on: it says how one batch of next-token
-scores is made, the stages do the rest. (`weights` and `decoding` methods join with the issue that brings the first of them.)
+`unchanged` does nothing. A `corpus` method yields text that every family is fine-tuned on: it says how several
+models' next-token logits are mixed, the stages do the rest. (`weights` and `decoding` methods join with the issue that brings the first of them.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unidetox_ray.settings import CorpusSection, Section
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from unidetox_ray.core.logits import Mixture
 
 Kind = Literal["unchanged", "corpus"]
 
@@ -37,9 +37,10 @@ class CorpusMethod(Method):
     """A method that yields a corpus.
 
     recipe(settings, experiment's corpus section) -> the corpus section that holds for this method.
-    needs_toxic: whether the toxic model takes part. scores(section) -> `combine` of core.decode.
+    needs_toxic: whether the toxic model takes part. mixture(section) -> how the models' logits become
+    scores; the base model is model 0, the toxic one model 1.
     """
 
     recipe: Callable[[Any, CorpusSection], CorpusSection] = lambda settings, section: section
     needs_toxic: bool = False
-    scores: Callable[[CorpusSection], Callable[[list[Tensor]], Tensor]] | None = None
+    mixture: Callable[[CorpusSection], Mixture] | None = None

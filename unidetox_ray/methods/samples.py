@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import CorpusSection
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from unidetox_ray.core.logits import Mixture
 
 
 def recipe(_settings: Any, section: CorpusSection) -> CorpusSection:
@@ -18,10 +17,10 @@ def recipe(_settings: Any, section: CorpusSection) -> CorpusSection:
     return section.model_copy(update={"source": "distil", "alpha": 0.0, "beta": 0.0, "kv_cache": "separate"})
 
 
-def scores(_section: CorpusSection) -> Callable[[list[Tensor]], Tensor]:
-    from unidetox_ray.core.decode import only_model
+def mixture(section: CorpusSection) -> Mixture:
+    from unidetox_ray.core.logits import Mixture, dtype_of
 
-    return only_model
+    return Mixture(dtype=dtype_of(section.contrast_dtype))
 
 
 METHOD = CorpusMethod(
@@ -29,5 +28,5 @@ METHOD = CorpusMethod(
     kind="corpus",
     summary="control: fine-tune on plain samples of the base model, no contrast",
     recipe=recipe,
-    scores=scores,
+    mixture=mixture,
 )

@@ -7,7 +7,6 @@ model fine-tuned on the text moves along the negative toxicity vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -16,7 +15,7 @@ from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import CorpusSection, Section
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from unidetox_ray.core.logits import Mixture
 
 
 def _not_nan(value: float) -> float:
@@ -40,14 +39,10 @@ def recipe(settings: Any, section: CorpusSection) -> CorpusSection:
     return section.model_copy(update=changed)
 
 
-def scores(section: CorpusSection) -> Callable[[list[Tensor]], Tensor]:
-    from unidetox_ray.core.logits import contrast
+def mixture(section: CorpusSection) -> Mixture:
+    from unidetox_ray.core.logits import contrastive, dtype_of
 
-    def combine(logits: list[Tensor]) -> Tensor:
-        base, toxic = logits
-        return contrast(base, toxic, alpha=section.alpha, beta=section.beta)
-
-    return combine
+    return contrastive(alpha=section.alpha, beta=section.beta, dtype=dtype_of(section.contrast_dtype))
 
 
 METHOD = CorpusMethod(
@@ -57,5 +52,5 @@ METHOD = CorpusMethod(
     settings=Settings,
     recipe=recipe,
     needs_toxic=True,
-    scores=scores,
+    mixture=mixture,
 )

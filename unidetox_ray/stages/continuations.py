@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from unidetox_ray.core.decode import decode
+from unidetox_ray.core.decode import Decoded, decode
 from unidetox_ray.core.logits import Sampling
 from unidetox_ray.core.streams import uniforms
+from unidetox_ray.errors import ModelError
 from unidetox_ray.families.loading import encode, special_ids
+from unidetox_ray.families.runners import runner_of
 from unidetox_ray.settings import EvaluateSection
 
 
@@ -26,92 +29,81 @@ def continuations(
     """`settings.continuations` rows of schemas.GENERATIONS per prompt, in the order of `prompts`.
 
     prompts: (prompt_id, text). Sample j of a prompt has the same random numbers in every cell, so that
-    comparisons are paired. A batch that fails is split down to the prompt, which then carries the error.
+    comparisons are paired. decode_rows: rows of a batch, at least 1; they do not change the text. A batch that fails
+    is split down to the prompt, which then carries the error. progress: called with numbers of finished rows.
     """
-    per_prompt = settings.continuations
+    work = _Work(model, tokenizer, settings, cell, run, decode_rows, progress)
+    # Halves of a batch that failed hold prompts of similar length.
     ordered = sorted(range(len(prompts)), key=lambda index: len(prompts[index][1]))
-    size = max(1, decode_rows // per_prompt)
-    found: dict[int, list[dict[str, Any]]] = {}
-    for start in range(0, len(ordered), size):
-        chosen = ordered[start : start + size]
-        for index, rows in zip(
-            chosen, _attempt(model, tokenizer, [prompts[i] for i in chosen], settings, cell, run), strict=True
-        ):
-            found[index] = rows
-        if progress:
-            progress(len(chosen) * per_prompt)
+    found = dict(zip(ordered, work.attempt([prompts[index] for index in ordered]), strict=True))
     return [row for index in range(len(prompts)) for row in found[index]]
 
 
-def _attempt(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[tuple[str, str]],
-    settings: EvaluateSection,
-    cell: str,
-    run: int,
-) -> list[list[dict[str, Any]]]:
-    try:
-        return _batch(model, tokenizer, prompts, settings, cell, run)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if len(prompts) == 1:
-            failed = {
-                "cell": cell,
-                "prompt_id": prompts[0][0],
-                "run": run,
-                "text": None,
-                "n_tokens": None,
-                "ended": None,
-            }
-            message = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            return [
-                [{**failed, "sample": sample, "error": message} for sample in range(settings.continuations)]
+@dataclass(frozen=True)
+class _Work:
+    """The arguments of `continuations` that all its prompts share."""
+
+    model: Any
+    tokenizer: Any
+    settings: EvaluateSection
+    cell: str
+    run: int
+    decode_rows: int
+    progress: Callable[[int], None] | None
+
+    def attempt(self, prompts: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
+        """The rows of each prompt; what fails is halved until a single prompt fails, whose rows carry the error."""
+        if not prompts:
+            return []
+        try:
+            rows = self.batch(prompts)
+        except (ModelError, RuntimeError, ValueError, IndexError) as error:
+            if len(prompts) > 1:
+                middle = len(prompts) // 2
+                return self.attempt(prompts[:middle]) + self.attempt(prompts[middle:])
+            nothing: dict[str, Any] = {"text": None, "n_tokens": None, "ended": None}
+            nothing["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            rows = [
+                [self._row(prompts[0][0], sample, nothing) for sample in range(self.settings.continuations)]
             ]
-        middle = len(prompts) // 2
+        if self.progress:
+            self.progress(sum(len(mine) for mine in rows))
+        return rows
+
+    def batch(self, prompts: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
+        settings, tokenizer, samples = self.settings, self.tokenizer, range(self.settings.continuations)
+        ids = special_ids(tokenizer, self.model.config)
+        encoded = [encode(tokenizer, text, bos=settings.prompt_bos) or [ids.start] for _, text in prompts]
+        names = [f"{prompt_id}/{self.run}/{sample}" for prompt_id, _ in prompts for sample in samples]
+        sequences = iter(
+            decode(
+                [runner_of(self.model)],
+                encoded,
+                uniform=uniforms(settings.seed + self.run, names, settings.max_new_tokens),
+                max_new_tokens=settings.max_new_tokens,
+                end_ids=[] if ids.eos is None else [ids.eos],
+                pad_id=ids.pad,
+                sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+                copies=settings.continuations,
+                rows=self.decode_rows,
+            )
+        )
         return [
-            half
-            for part in (prompts[:middle], prompts[middle:])
-            for half in _attempt(model, tokenizer, part, settings, cell, run)
+            [self._made(prompt, prompt_ids, sample, next(sequences)) for sample in samples]
+            for prompt, prompt_ids in zip(prompts, encoded, strict=True)
         ]
 
+    def _made(
+        self, prompt: tuple[str, str], prompt_ids: list[int], sample: int, sequence: Decoded
+    ) -> dict[str, Any]:
+        text = continuation_text(
+            self.tokenizer, prompt[1], prompt_ids, sequence.ids, self.settings.prefix_cut
+        )
+        made = {"text": text, "n_tokens": len(sequence.ids), "ended": sequence.ended, "error": None}
+        return self._row(prompt[0], sample, made)
 
-def _batch(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[tuple[str, str]],
-    settings: EvaluateSection,
-    cell: str,
-    run: int,
-) -> list[list[dict[str, Any]]]:
-    ids = special_ids(tokenizer, model.config)
-    encoded = [encode(tokenizer, text, bos=settings.prompt_bos) or [ids.start] for _, text in prompts]
-    names = [
-        f"{prompt_id}/{run}/{sample}" for prompt_id, _ in prompts for sample in range(settings.continuations)
-    ]
-    sequences = decode(
-        [model],
-        encoded,
-        uniform=uniforms(settings.seed + run, names, settings.max_new_tokens),
-        max_new_tokens=settings.max_new_tokens,
-        end_ids=[] if ids.eos is None else [ids.eos],
-        pad_id=ids.pad,
-        sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
-        copies=settings.continuations,
-    )
-    rows = []
-    for index, (prompt_id, text) in enumerate(prompts):
-        mine = sequences[index * settings.continuations : (index + 1) * settings.continuations]
-        rows.append(
-            [
-                {
-                    "cell": cell, "prompt_id": prompt_id, "run": run, "sample": sample,
-                    "text": continuation_text(tokenizer, text, encoded[index], sequence.ids, settings.prefix_cut),
-                    "n_tokens": len(sequence.ids), "ended": sequence.ended, "error": None,
-                }
-                for sample, sequence in enumerate(mine)
-            ]
-        )  # fmt: skip
-    return rows
+    def _row(self, prompt_id: str, sample: int, made: dict[str, Any]) -> dict[str, Any]:
+        return {"cell": self.cell, "prompt_id": prompt_id, "run": self.run, "sample": sample, **made}
 
 
 def continuation_text(

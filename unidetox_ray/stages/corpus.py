@@ -52,26 +52,25 @@ class CorpusWorker:
         self.ids = special_ids(self.tokenizer, self.models[0].config)
 
     def work(self, order: dict[str, Any]) -> pl.DataFrame:
-        import torch
-
         from unidetox_ray.core.decode import decode
         from unidetox_ray.core.logits import Sampling
+        from unidetox_ray.core.shared_cache import decode_shared_cache
         from unidetox_ray.core.streams import uniforms
+        from unidetox_ray.families.runners import runner_of
 
         section, new = self.section, self.section.max_length - 1
         identities = list(range(order["first"], order["first"] + order["rows"]))
-        sequences = decode(
-            self.models,
-            [[self.ids.start]] * len(identities),
-            uniform=uniforms(section.seed, identities, new),
-            max_new_tokens=new,
-            end_ids=[] if self.ids.eos is None else [self.ids.eos],
-            pad_id=self.ids.pad,
-            combine=self.method.scores(section),
-            sampling=Sampling(section.temperature, section.top_k, section.top_p),
-            shared_cache=section.kv_cache == "shared",
-            dtype=torch.bfloat16 if section.contrast_dtype == "bf16" else torch.float32,
-        )
+        prompts = [[self.ids.start]] * len(identities)
+        how = {
+            "uniform": uniforms(section.seed, identities, new), "max_new_tokens": new,
+            "end_ids": [] if self.ids.eos is None else [self.ids.eos], "pad_id": self.ids.pad,
+            "mixture": self.method.mixture(section),
+            "sampling": Sampling(section.temperature, section.top_k, section.top_p),
+        }  # fmt: skip
+        if section.kv_cache == "shared":
+            sequences = decode_shared_cache(self.models, prompts, **how)
+        else:
+            sequences = decode([runner_of(model) for model in self.models], prompts, **how)
         rows = [
             {
                 "text_id": identity, "shard_id": order["shard"], "seed": section.seed, "n_tokens": len(sequence.ids), "token_ids": sequence.ids,

@@ -44,8 +44,11 @@ class OpenModel:
 
     def open(self, handle: dict[str, Any]) -> tuple[Any, Any]:
         from unidetox_ray.families.loading import load_model, load_tokenizer
+        from unidetox_ray.families.runners import forget_runner
 
         if handle["path"] != self.path:
+            if self.model is not None:
+                forget_runner(self.model)  # it knows the model, which would otherwise outlive its last user
             self.model = self.path = None  # two large models do not fit side by side
             self.tokenizer = load_tokenizer(handle["path"], revision=handle.get("revision"))
             self.model = load_model(

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from unidetox_ray.families.runners import forget_runner
 from unidetox_ray.schemas import SCORES, frame
 from unidetox_ray.settings import EvaluateSection
 from unidetox_ray.stages.continuations import continuations
@@ -28,9 +29,13 @@ def measure(model: Any, tokenizer: Any, probe: dict[str, Any], device: str) -> d
     evaluate = EvaluateSection(**probe["evaluate"])
     prompts = pl.read_parquet(probe["prompts"])
     pairs = list(zip(prompts["prompt_id"].to_list(), prompts["prompt"].to_list(), strict=True))
-    rows = continuations(
-        model, tokenizer, pairs, evaluate, cell="probe", run=0, decode_rows=probe["decode_rows"]
-    )
+    forget_runner(model)  # a trainer may change weights behind torch's back
+    try:
+        rows = continuations(
+            model, tokenizer, pairs, evaluate, cell="probe", run=0, decode_rows=probe["decode_rows"]
+        )
+    finally:
+        forget_runner(model)  # its caches are memory that the training needs
     spec = probe["scorer"]
     key = repr(sorted(spec.items(), key=lambda item: item[0]))
     if key not in _SCORERS:
