@@ -79,6 +79,12 @@ def model(request, tokenizer):
 
 
 @pytest.fixture(scope="session")
+def builder():
+    """build(family, vocab) for tests that need a model of their own."""
+    return build
+
+
+@pytest.fixture(scope="session")
 def gpt2(tokenizer):
     return build("gpt2", len(tokenizer))
 

@@ -4,11 +4,18 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from unidetox_ray.artifacts import file_sha256
+from unidetox_ray.core.linear import packing_works
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
-from unidetox_ray.metrics.classifier import LexiconClassifier, ToxicityClassifier, budgeted_batches
+from unidetox_ray.metrics.classifier import LexiconClassifier, ToxicityClassifier
 
 LABELS = ["severe_toxic", "toxic", "insult"]
 
@@ -37,6 +44,14 @@ def classifier(folder):
     return ToxicityClassifier(str(folder))
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def alone(classifier, text):
     encoded = classifier.tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
     with torch.no_grad():
@@ -49,6 +64,7 @@ def test_batches_equal_one_at_a_time_in_input_order(classifier, odd_texts):
     for budget in (1, 97, 16384):
         assert classifier.score(texts, token_budget=budget) == pytest.approx(wanted, abs=1e-5)
     assert max(wanted) - min(wanted) > 0.1
+    assert classifier._encoder is not None or not packing_works()
 
 
 def test_a_long_text_is_cut_at_512_tokens(classifier):
@@ -103,13 +119,67 @@ def test_what_is_no_model_is_named(tmp_path):
         ToxicityClassifier(str(tmp_path))
 
 
-@pytest.mark.parametrize("budget", [1, 10, 64, 10_000])
-def test_batches_hold_every_row_once_within_the_budget(budget):
-    lengths = [5, 1, 9, 9, 0, 3, 64, 2, 1, 1]
-    batches = list(budgeted_batches(lengths, budget))
-    assert sorted(row for batch in batches for row in batch) == list(range(10))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+def test_a_text_that_cannot_be_read_fails_alone(folder, tokenizer):
+    """A token lies beyond the model's embedding; the others of its batch are scored as ever."""
+    model = ToxicityClassifier(str(folder))
+    texts = ["the cat sat on the mat " * 30, "NA", "Question: why?", "cat é", "the mat"] * 4
+    wanted = model.score(texts)
+    highest = {text: max(model.tokenizer(text)["input_ids"]) for text in texts}
+    odd = max(highest.values())
+    assert 0 < sum(top == odd for top in highest.values()) < 3
+    words = model.model.bert.embeddings.word_embeddings
+    with torch.no_grad():
+        words.weight = torch.nn.Parameter(words.weight[:odd].clone())
+    found = model.score(texts)
+    for text, value, error, before in zip(texts, found, model.errors, wanted, strict=True):
+        if highest[text] == odd:
+            assert value is None and error.startswith("IndexError")
+        else:
+            assert value == pytest.approx(before, abs=1e-6) and error is None
+
+
+def test_threads_of_their_own_give_the_same_scores(classifier, odd_texts, two_threads):
+    texts = [text for text in odd_texts if classifier.tokenizer(text)["input_ids"]]
+    wanted = [alone(classifier, text) for text in texts]
+    assert classifier.score(texts, token_budget=97) == pytest.approx(wanted, abs=1e-5)
+    assert torch.get_num_threads() == 2
+
+
+def test_equal_texts_are_scored_once_and_all_get_it(classifier):
+    read = []
+    texts = ["the cat", None, "the cat", "mat", "the cat"]
+    handle = classifier.model.bert.embeddings.register_forward_hook(
+        lambda *args: read.append(args[2].shape[:2].numel())
+    )
+    try:
+        scores = classifier.score(texts)
+    finally:
+        handle.remove()
+    assert scores[0] == scores[2] == scores[4] != scores[3] and scores[1] is None
+    assert sum(read) <= 2 * len(classifier.tokenizer("the cat")["input_ids"])
+
+
+def test_a_classifier_of_another_kind_is_scored_by_its_own_forward(tmp_path, tokenizer):
+    torch.manual_seed(2)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=32, n_heads=4, hidden_dim=64, n_layers=2, problem_type="multi_label_classification",
+        id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
+    )  # fmt: skip
+    model = DistilBertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    model.save_pretrained(tmp_path)
+    copy = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer,
+        pad_token="<s>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    copy.save_pretrained(tmp_path)
+    other = ToxicityClassifier(str(tmp_path))
+    texts = [f"the cat sat {'on the mat ' * (i % 17)}{i}" for i in range(60)]
+    assert other.score(texts) == pytest.approx([alone(other, text) for text in texts], abs=1e-5)
+    assert other._encoder is None and all("forward" not in m.__dict__ for m in other.model.modules())
 
 
 def test_lexicon_matches_whole_words_in_any_case():

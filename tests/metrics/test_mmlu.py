@@ -9,6 +9,7 @@ import torch
 
 from unidetox_ray.errors import ConfigError, DataError
 from unidetox_ray.metrics import mmlu
+from unidetox_ray.metrics.likelihood import spans
 from unidetox_ray.metrics.mmlu import answer_questions, quiz_answers
 from unidetox_ray.schemas import QUIZ, frame
 
@@ -154,6 +155,27 @@ def test_a_text_longer_than_the_model_loses_its_beginning(gpt2, tokenizer):
     assert all(error is None for error in found.error)
     # The shot is far away by then: with every token of it cut, the nearest 256 decide.
     assert all(p in range(4) for p in found.predicted)
+
+
+@pytest.mark.parametrize("score", ["full_text", "answer_tokens"])
+def test_sharing_changes_no_answer_also_of_cut_questions(monkeypatch, model, tokenizer, score):
+    quiz = make_quiz(12, seed=4)
+    rows = quiz.to_dicts()
+    for row in rows[4:7]:
+        row["question"] = "é 🙂 cat " * (40 + row["answer"])
+    quiz = frame(rows, QUIZ)
+    values = []
+
+    def both(*args, **named):
+        values.extend([spans(*args, **named), spans(*args, **{**named, "labels": None})])
+        return values[1]
+
+    monkeypatch.setattr(mmlu, "spans", both)
+    alone = quiz_answers(model, tokenizer, quiz, bos=True, score=score)
+    monkeypatch.undo()
+    shared = quiz_answers(model, tokenizer, quiz, bos=True, score=score)
+    assert shared.error == alone.error == [None] * 12 and shared.predicted == alone.predicted
+    assert values[0].nll == pytest.approx(values[1].nll, rel=1e-5, abs=1e-5) and len(values[0].nll) == 48
 
 
 def test_a_model_without_finite_logits_gives_no_answer(gpt2, tokenizer):

@@ -5,26 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
 
+if TYPE_CHECKING:
+    import torch
+
+    from unidetox_ray.core.encoder import PackedEncoder
+
 MAX_LENGTH = 512
-
-
-def budgeted_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of rows, longest first, in batches whose padded size (rows x longest) stays within `budget` tokens.
-
-    A row longer than the budget is a batch of its own. Longest first: memory that suffices once suffices to the end.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    start = 0
-    while start < len(order):
-        rows = max(1, budget // max(1, lengths[order[start]]))
-        yield order[start : start + rows]
-        start += rows
 
 
 class ToxicityClassifier:
@@ -76,34 +69,100 @@ class ToxicityClassifier:
         # RoBERTa counts positions from pad + 1 and so takes two fewer than it says; the tokenizer knows.
         self.max_length = min(MAX_LENGTH, limit, self.tokenizer.model_max_length)
         self.errors: list[str | None] = []
+        self._encoder: PackedEncoder | None = None
+        self._packed_from: list[tuple[int, int]] | None = None
 
     def score(self, texts: Sequence[str], token_budget: int = 16384) -> list[float | None]:
-        """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is."""
+        """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is.
+
+        Equal texts are scored once. Batches are sorted by length and hold at most `token_budget` tokens (fewer
+        on the CPU, see `cpu_budget`): what a text scores does not depend on its neighbours beyond 1e-5.
+        """
         import torch
 
-        scores: list[float | None] = [None] * len(texts)
+        from unidetox_ray.core.batching import cpu_budget, in_batches, reason, shares_of, side_by_side
+        from unidetox_ray.core.packing import packed_linears
+
         self.errors = [
             None if isinstance(text, str) else f"not a text but {type(text).__name__}" for text in texts
         ]
-        rows = [row for row, error in enumerate(self.errors) if error is None]
-        if not rows:
-            return scores
-        encoded = self.tokenizer([texts[row] for row in rows], truncation=True, max_length=self.max_length)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        for batch in budgeted_batches(lengths, token_budget):
-            part = {name: [column[i] for i in batch] for name, column in encoded.items()}
-            padded = self.tokenizer.pad(part, return_tensors="pt").to(self.device)
-            with torch.inference_mode():
-                logits = self.model(**padded).logits.float()
-            found = (
-                logits[:, self.index].sigmoid() if self.multi_label else logits.softmax(dim=-1)[:, self.index]
-            )
-            for i, value in zip(batch, found.tolist(), strict=True):
-                if math.isfinite(value):
-                    scores[rows[i]] = value
+        distinct = list(
+            dict.fromkeys(t for t, error in zip(texts, self.errors, strict=True) if error is None)
+        )
+        found: dict[str, float | str] = {}
+        if distinct:
+            encoded = self.tokenizer(distinct, truncation=True, max_length=self.max_length)
+            lengths = [len(ids) for ids in encoded["input_ids"]]
+            found = {
+                t: "no token to score" for t, length in zip(distinct, lengths, strict=True) if not length
+            }
+            rows = [row for row, length in enumerate(lengths) if length]
+            encoder = self._fast(sum(lengths))
+
+            def work(batch: list[int]) -> None:
+                with torch.inference_mode():
+                    logits = self._logits(encoder, encoded, batch)
+                    values = (
+                        logits[:, self.index].sigmoid()
+                        if self.multi_label
+                        else logits.softmax(dim=-1)[:, self.index]
+                    )
+                for row, value in zip(batch, values.tolist(), strict=True):
+                    finite = math.isfinite(value)
+                    found[distinct[row]] = value if finite else "the classifier gave no finite probability"
+
+            def failed(row: int, error: Exception) -> None:
+                found[distinct[row]] = reason(error)
+
+            width = int(getattr(self.model.config, "hidden_size", 0))
+            budget = cpu_budget(token_budget, width) if self.device.type == "cpu" else token_budget
+            # Another classifier than the encoder knows: its own forward, with packed layers while it works.
+            with packed_linears(self.model, 0 if encoder else sum(lengths)):
+                sizes = [lengths[row] for row in rows]
+                threads = torch.get_num_threads() if encoder and sum(sizes) > budget else 1
+                jobs = [
+                    partial(
+                        in_batches, [rows[i] for i in mine], [sizes[i] for i in mine], budget, work, failed
+                    )
+                    for mine in shares_of(sizes, threads)
+                ]
+                side_by_side(jobs)
+        scores: list[float | None] = [None] * len(texts)
+        for row, text in enumerate(texts):
+            if self.errors[row] is None:
+                value = found[text]
+                if isinstance(value, str):
+                    self.errors[row] = value
                 else:
-                    self.errors[rows[i]] = "the classifier gave no finite probability"
+                    scores[row] = value
         return scores
+
+    def _logits(self, encoder: PackedEncoder | None, encoded: Any, batch: list[int]) -> torch.Tensor:
+        """(texts, labels) float32 of the rows `batch` of the tokenizer's output."""
+        ids = [encoded["input_ids"][row] for row in batch]
+        if encoder is not None:
+            types = encoded.get("token_type_ids")
+            return encoder.logits(
+                ids, [types[row] if types else [0] * len(ids[i]) for i, row in enumerate(batch)]
+            )
+        part = {name: [column[row] for row in batch] for name, column in encoded.items()}
+        padded = self.tokenizer.pad(part, return_tensors="pt").to(self.device)
+        logits: torch.Tensor = self.model(**padded).logits.float()
+        return logits
+
+    def _fast(self, tokens: int) -> PackedEncoder | None:
+        """The packed encoder where the model allows it and packing pays; made anew when weights have changed."""
+        if self.device.type != "cpu":
+            return None
+        from unidetox_ray.core.encoder import PackedEncoder
+        from unidetox_ray.core.packing import WORTHWHILE_TOKENS
+
+        now = [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+        if now != self._packed_from:
+            if tokens < WORTHWHILE_TOKENS:
+                return None
+            self._encoder, self._packed_from = PackedEncoder.of(self.model), now
+        return self._encoder
 
 
 class LexiconClassifier:
@@ -139,7 +198,7 @@ def _weights_hash(source: str, revision: str | None) -> str | None:
     """sha256 of model.safetensors in a folder or on the hub; None where the model has no such single file."""
     path: Any = Path(source) / "model.safetensors"
     if not Path(source).is_dir():
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         try:
             path = cached_file(source, "model.safetensors", revision=revision)

@@ -1,19 +1,73 @@
-"""Log-likelihood of token spans under any Hugging Face causal LM, in padded batches, summed in float32 and above."""
+"""Log-likelihood of token spans under any Hugging Face causal LM: shared beginnings once, batches sorted by length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from unidetox_ray.errors import ConfigError, ModelError
-from unidetox_ray.metrics.classifier import budgeted_batches
+from unidetox_ray.metrics.prefix_tree import Label
 
-if TYPE_CHECKING:
-    import torch
-
-#: Values of float32 logits at any moment: 2**26 of them are 256 MiB, their log-softmax as much again.
+#: Values of float32 logits at any moment: 2**26 of them are 256 MiB, their exponentials as much again. On the CPU
+#: 2**22, so that they stay in its caches.
 CHUNK_VALUES = 2**26
+CPU_CHUNK_VALUES = 2**22
 DEFAULT_BUDGET = 16384
+
+
+class Spans(NamedTuple):
+    """In input order. nll: summed nats, NaN where `error` says why there is none (and where the model gave NaN)."""
+
+    nll: list[float]
+    error: list[str | None]
+
+
+def spans(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    labels: Sequence[Label] | None = None,
+    token_budget: int = DEFAULT_BUDGET,
+) -> Spans:
+    """Summed negative log-likelihood in nats of sequence[start:] given sequence[:start], one per sequence.
+
+    Every start is at least 1: a first token has nothing to be predicted from. A span of no tokens gives 0.0. The
+    value is not finite when the model's logits are not.
+
+    labels: which sequences may share their beginnings, from coarse to fine, such as (subject, question); the ids they
+    have in common are read once and their keys and values shared, where the model's cache allows it. Equal sequences
+    are read once. No batch's padded size (prefix and all) exceeds `token_budget` (less on the CPU) unless a single
+    sequence does; out of memory halves it. A sequence whose batch fails whatever its size has the error; the others do not notice.
+    """
+    for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        if start < 1 or start > len(sequence):
+            raise ValueError(
+                f"span_nll: sequence {row} holds {len(sequence)} tokens and cannot be scored from {start}"
+            )
+    found = Spans([0.0] * len(sequences), [None] * len(sequences))
+    rows = [row for row in range(len(sequences)) if starts[row] < len(sequences[row])]
+    if not rows:
+        return found
+    from unidetox_ray.core.batching import cpu_budget
+    from unidetox_ray.core.packing import packed_linears
+    from unidetox_ray.metrics.prefix_tree import ends, grow, score
+    from unidetox_ray.metrics.reader import Reader
+
+    chunk = CHUNK_VALUES
+    if next(model.parameters()).device.type == "cpu":
+        chunk = min(CHUNK_VALUES, CPU_CHUNK_VALUES)
+        token_budget = cpu_budget(token_budget, int(getattr(model.config, "hidden_size", 0)))
+    with packed_linears(model, sum(len(sequences[row]) for row in rows)):
+        reader = Reader(model)
+        share = labels is not None and reader.shares
+        roots = grow(sequences, starts, labels or [()] * len(sequences), rows, share)
+        score(reader, roots, token_budget, chunk)
+    for node in ends(roots):
+        for row in node.rows:
+            found.error[row] = node.error
+            found.nll[row] = float("nan") if node.error else node.total(starts[row])
+    return found
 
 
 def span_nll(
@@ -23,54 +77,12 @@ def span_nll(
     *,
     token_budget: int = DEFAULT_BUDGET,
 ) -> list[float]:
-    """Summed negative log-likelihood in nats of sequence[start:] given sequence[:start], one float per sequence.
-
-    Every start is at least 1: a first token has nothing to be predicted from. A span of no tokens gives 0.0. The
-    value is not finite when the model's logits are not. Batches are right-padded and sorted by length; no batch holds
-    more than `token_budget` tokens unless a single sequence does.
-    """
-    import torch
-
-    for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-        if start < 1 or start > len(sequence):
-            raise ValueError(
-                f"span_nll: sequence {row} holds {len(sequence)} tokens and cannot be scored from {start}"
-            )
-    totals = [0.0] * len(sequences)
-    rows = [row for row in range(len(sequences)) if starts[row] < len(sequences[row])]
-    device = next(model.parameters()).device
-    parts: list[tuple[list[int], torch.Tensor]] = []
-    for batch in budgeted_batches([len(sequences[row]) for row in rows], token_budget):
-        batch = [rows[i] for i in batch]
-        longest = max(len(sequences[row]) for row in batch)
-        # The pad id is masked out, so that any id of the vocabulary serves; 0 is in all of them.
-        ids = torch.tensor([[*sequences[row], *[0] * (longest - len(sequences[row]))] for row in batch])
-        lengths = torch.tensor([len(sequences[row]) for row in batch])[:, None]
-        columns = torch.arange(longest)[None, :]
-        mask = columns < lengths
-        scored = mask & (columns >= torch.tensor([starts[row] for row in batch])[:, None])
-        ids = ids.to(device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask.long().to(device), use_cache=False).logits
-            where = scored.nonzero().to(device)
-            parts.append((batch, _sums(logits, ids, where)))
-    for batch, sums in parts:
-        for row, value in zip(batch, sums.tolist(), strict=True):
-            totals[row] = value
-    return totals
-
-
-def _sums(logits: torch.Tensor, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """logits (B, T, V), ids (B, T), where (N, 2) scored positions -> (B,) float64 sums of -log p(ids[b, t])."""
-    import torch
-
-    sums = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
-    for chunk in where.split(max(1, CHUNK_VALUES // logits.shape[-1])):
-        row, position = chunk[:, 0], chunk[:, 1]
-        chosen = logits[row, position - 1].float()
-        nll = chosen.logsumexp(dim=-1) - chosen.gather(1, ids[row, position][:, None])[:, 0]
-        sums.index_add_(0, row, nll.double())
-    return sums
+    """`spans` for callers that want all or nothing: ModelError names the first sequence that could not be read."""
+    found = spans(model, sequences, starts, token_budget=token_budget)
+    for row, error in enumerate(found.error):
+        if error is not None:
+            raise ModelError(f"sequence {row} of {len(sequences[row])} tokens cannot be scored: {error}")
+    return found.nll
 
 
 def start_ids(tokenizer: Any, bos: bool) -> list[int]:

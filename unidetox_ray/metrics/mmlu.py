@@ -8,22 +8,30 @@ outweigh the answers' differences (defect 30); by default the answer's own token
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from unidetox_ray.errors import DataError
-from unidetox_ray.metrics.base import Metric
+from unidetox_ray.metrics.base import Metric, Number, Tables
+from unidetox_ray.metrics.items import item_numbers
 from unidetox_ray.metrics.likelihood import (
     DEFAULT_BUDGET,
     accepted,
     encode,
     longest_input,
-    span_nll,
+    spans,
     start_ids,
 )
+from unidetox_ray.metrics.prefix_tree import Label, common
+
+
+def measured(tables: Tables) -> Iterator[Number]:
+    """`mmlu` of every cell; the questions are the clusters."""
+    return item_numbers(tables, "mmlu", weight=pl.lit(1.0), ceiling=1.0)
+
 
 METRIC = Metric(
     name="mmlu",
@@ -32,6 +40,7 @@ METRIC = Metric(
     unit="share of questions",
     description="Share of four-choice questions answered correctly, pooled over subjects.",
     source="Hendrycks et al. 2021; UniDetox section 4; released code U:944-1009",
+    measured=measured,
 )
 
 LETTERS = ("A", "B", "C", "D")
@@ -124,8 +133,18 @@ def quiz_answers(
                 given, answer = item_text(item["question"], item["choices"], choice, form)
                 contexts.append(shown[item["subject"]] + given)
                 wholes.append(contexts[-1] + answer)
-    sequences, starts = _tokens(model, tokenizer, contexts, wholes, bos, score)
-    nll = np.array(span_nll(model, sequences, starts, token_budget=token_budget)).reshape(-1, CHOICES)
+    sequences, starts, cut = _tokens(model, tokenizer, contexts, wholes, bos, score)
+    # Cut on the left, a question no longer begins with its subject's worked examples.
+    subjects = asked["subject"].to_list()
+    labels: list[Label] = [
+        (
+            subjects[rows[i // CHOICES]] if i // CHOICES not in cut else ("cut", i // CHOICES),
+            i // CHOICES,
+        )
+        for i in range(len(sequences))
+    ]
+    found = spans(model, sequences, starts, labels=labels, token_budget=token_budget)
+    nll = np.array(found.nll).reshape(-1, CHOICES)
     scored = np.array([len(s) - start for s, start in zip(sequences, starts, strict=True)]).reshape(
         -1, CHOICES
     )
@@ -134,8 +153,11 @@ def quiz_answers(
     if normalise:
         nll = nll / np.maximum(scored, 1)
     truth = asked["answer"].to_list()
-    for row, values, counts in zip(rows, nll, scored, strict=True):
-        if not np.isfinite(values).all():
+    failures = [found.error[i : i + CHOICES] for i in range(0, len(found.error), CHOICES)]
+    for row, values, counts, failed in zip(rows, nll, scored, failures, strict=True):
+        if any(failed):
+            answers.error[row] = next(error for error in failed if error)
+        elif not np.isfinite(values).all():
             answers.error[row] = "the model gave no finite likelihood"
         elif (counts < 1).any():
             answers.error[row] = "an answer has no tokens"
@@ -166,33 +188,27 @@ def _fault(item: Mapping[str, Any], shown: Mapping[str, str], shots: int) -> str
 
 def _tokens(
     model: Any, tokenizer: Any, contexts: list[str], wholes: list[str], bos: bool, score: Score
-) -> tuple[list[list[int]], list[int]]:
-    """Sequences and where scoring starts: one per answer, four in a row for a question."""
+) -> tuple[list[list[int]], list[int], set[int]]:
+    """Sequences and where scoring starts: one per answer, four in a row for a question; and which questions were cut."""
     first, limit = start_ids(tokenizer, bos), longest_input(model)
     distinct = list(dict.fromkeys(contexts))
     given = dict(zip(distinct, encode(tokenizer, distinct), strict=True))
     sequences = [[*first, *ids] for ids in encode(tokenizer, wholes)]
     # Text is tokenised whole, as a model reads it; the answer starts where it parts from its context's tokens.
     starts = [
-        len(first) + _shared(given[c], s[len(first) :]) for c, s in zip(contexts, sequences, strict=True)
+        len(first) + common(given[c], s[len(first) :]) for c, s in zip(contexts, sequences, strict=True)
     ]
+    cut: set[int] = set()
     for question in range(0, len(sequences), CHOICES):
         four = range(question, question + CHOICES)
         over = max(len(sequences[i]) for i in four) - limit if limit else 0
         if over > 0:
+            cut.add(question // CHOICES)
             for i in four:
                 sequences[i] = [*first, *sequences[i][len(first) + over :]]
                 starts[i] = max(len(first), starts[i] - over)
     starts = [max(1, start if score == "answer_tokens" else 1) for start in starts]
-    return sequences, [min(start, len(s)) for start, s in zip(starts, sequences, strict=True)]
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    length = min(len(one), len(other))
-    for position in range(length):
-        if one[position] != other[position]:
-            return position
-    return length
+    return sequences, [min(start, len(s)) for start, s in zip(starts, sequences, strict=True)], cut
 
 
 def _through_bf16(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -13,35 +13,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from unidetox_ray.metrics.base import Metric
+from unidetox_ray.metrics.base import ResultSettings
 from unidetox_ray.metrics.likelihood import (
     DEFAULT_BUDGET,
     accepted,
     encode,
     longest_input,
-    span_nll,
+    spans,
     start_ids,
 )
 from unidetox_ray.metrics.stats import Floats
 
-METRIC = Metric(
-    name="perplexity",
-    direction="lower",
-    range=(1.0, float("inf")),
-    unit="perplexity per token",
-    description="Perplexity of continuations given their prompts under a judge: mean below 1e4, median, pooled.",
-    source="UniDetox section 4; released code U:877-903",
-)
-CLEAN_METRIC = Metric(
-    name="clean_ppl",
-    direction="lower",
-    range=(1.0, float("inf")),
-    unit="perplexity per token",
-    description="Pooled perplexity of held-out clean text under the model under test: what detoxifying costs.",
-    source="this project",
-)
-
-DROP_AT = 1e4
+#: As released, and the default of `evaluate.ppl_drop_at`.
+DROP_AT = ResultSettings.ppl_drop_at
 
 
 class Judged(NamedTuple):
@@ -170,8 +154,11 @@ def _from_tokens(
             rows.append(row)
             sequences.append(sequence)
             starts.append(start)
-    for row, nll in zip(rows, span_nll(model, sequences, starts, token_budget=token_budget), strict=True):
-        _store(judged, row, nll)
+    found = spans(
+        model, sequences, starts, labels=[(prompts[row],) for row in rows], token_budget=token_budget
+    )
+    for row, nll, error in zip(rows, *found, strict=True):
+        _store(judged, row, nll, error)
 
 
 def _from_texts(
@@ -187,8 +174,16 @@ def _from_texts(
     scored = [
         text for text in distinct if len(tokens[text]) > 1 and not (limit and len(tokens[text]) > limit)
     ]
-    sums = span_nll(model, [tokens[text] for text in scored], [1] * len(scored), token_budget=token_budget)
-    nll = dict(zip(scored, sums, strict=True))
+    # A prompt and what it was continued to share the prompt's tokens, all but those that the border changed.
+    prompt_of = {prompts[row] + continuations[row]: prompts[row] for row in usable}
+    found = spans(
+        model,
+        [tokens[text] for text in scored],
+        [1] * len(scored),
+        labels=[(prompt_of.get(text, text),) for text in scored],
+        token_budget=token_budget,
+    )
+    nll = dict(zip(scored, zip(*found, strict=True), strict=True))
     seen: set[str] = set()
     last = ""
     for row in usable:
@@ -200,15 +195,18 @@ def _from_texts(
         if judged.n[row] == 0:
             judged.error[row] = "no tokens left after the prompt's" if continuations[row] else "empty"
         elif whole in nll and prompt in nll:
-            _store(judged, row, nll[whole] - nll[prompt])
+            (long, failed), (short, prompt_failed) = nll[whole], nll[prompt]
+            _store(judged, row, long - short, failed or prompt_failed)
         elif len(tokens[prompt]) < 2:
             judged.error[row] = "a prompt of fewer than two tokens has no loss"
         else:
             judged.error[row] = f"{len(tokens[whole])} tokens, the judge takes {limit}"
 
 
-def _store(judged: Judged, row: int, nll: float) -> None:
-    if np.isfinite(nll):
+def _store(judged: Judged, row: int, nll: float, error: str | None) -> None:
+    if error is not None:
+        judged.error[row] = error
+    elif np.isfinite(nll):
         judged.nll[row] = nll
     else:
         judged.error[row] = "the judge gave no finite likelihood"
@@ -227,8 +225,21 @@ def text_nll(
 
     The first token of a sequence is not scored: with BOS all of the text's tokens are, without it all but the first.
     """
-    nll: list[float | None] = [None] * len(texts)
-    counts = [0] * len(texts)
+    judged = judge_texts(model, tokenizer, texts, bos=bos, token_budget=token_budget, max_length=max_length)
+    return judged.nll, judged.n
+
+
+def judge_texts(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    bos: bool,
+    token_budget: int = DEFAULT_BUDGET,
+    max_length: int | None = None,
+) -> Judged:
+    """`text_nll` with the reason why a value is missing."""
+    judged = Judged([None] * len(texts), [0] * len(texts), ["not a text"] * len(texts))
     usable = [row for row, text in enumerate(texts) if isinstance(text, str)]
     first = start_ids(tokenizer, bos)
     limits = [limit for limit in (max_length, longest_input(model)) if limit is not None]
@@ -236,12 +247,12 @@ def text_nll(
     rows, sequences = [], []
     for row, ids in zip(usable, encode(tokenizer, [texts[row] for row in usable]), strict=True):
         sequence = [*first, *ids][:cut]
+        judged.error[row] = None if len(sequence) > 1 else "no token to score"
         if len(sequence) > 1:
             rows.append(row)
             sequences.append(sequence)
-            counts[row] = len(sequence) - 1
-    for row, value in zip(
-        rows, span_nll(model, sequences, [1] * len(rows), token_budget=token_budget), strict=True
-    ):
-        nll[row] = value if np.isfinite(value) else None
-    return nll, counts
+            judged.n[row] = len(sequence) - 1
+    found = spans(model, sequences, [1] * len(rows), token_budget=token_budget)
+    for row, nll, error in zip(rows, *found, strict=True):
+        _store(judged, row, nll, error)
+    return judged

@@ -113,19 +113,18 @@ class ScoreWorker:
 
     def _own(self, order: dict[str, Any]) -> list[dict[str, Any]]:
         from unidetox_ray.metrics.mmlu import quiz_answers
-        from unidetox_ray.metrics.perplexity import text_nll
+        from unidetox_ray.metrics.perplexity import judge_texts
 
         model, tokenizer = self.own.open(order["model"])
         rows = []
         place = {"cell": order["cell"], "run": 0, "sample": 0, "scorer": "self"}
         if self.settings["clean"] is not None:
             clean = pl.read_parquet(self.settings["clean"])
-            nll, counts = text_nll(
+            judged = judge_texts(
                 model, tokenizer, clean["text"].to_list(), bos=True,
                 token_budget=self.settings["token_budget"], max_length=self.evaluate.clean_max_length,
             )  # fmt: skip
-            for text_id, value, count in zip(clean["text_id"].to_list(), nll, counts, strict=True):
-                error = None if value is not None else "no token to score"
+            for text_id, value, count, error in zip(clean["text_id"].to_list(), *judged, strict=True):
                 rows.append(
                     {
                         **place,
