@@ -156,11 +156,26 @@ def test_tracking_holds_the_run(first, root):
     parent = kinds["search"][0]
     for run in kinds["trial"]:
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id and "tp_all" in run.data.metrics
+    assert {tag(run, "stage") for run in kinds["cell"]} == {"cell"}
+    assert len({frozenset(run.data.tags) - {"unidetox.nonfinite"} for run in kinds["cell"]}) == 1
     names = {
         frozenset({"tp_id", "tp_ood", "ppl", "mmlu", "clean_ppl"} & set(run.data.metrics))
         for run in kinds["cell"]
     }
     assert [len(found) for found in names] == [5]
+
+
+def test_the_corpora_are_judged_and_compared(first):
+    _, result = first
+    found = json.loads((result.folder / "content.json").read_text())
+    assert found["reference"] == "samples" and [pair["corpus"] for pair in found["pairs"]] == ["unidetox"]
+    assert [judge["judge"] for judge in found["judges"]] == ["tiny-bert", "words"]
+    for judge in found["judges"]:
+        means = {entry["corpus"]: entry["mean"] for entry in judge["numbers"]}
+        assert set(means) == {"samples", "unidetox"} and means["unidetox"]["diff"] is not None
+        assert all(mean["n"] + mean["failed"] == 8 for mean in means.values())
+    page = (result.folder / "report.html").read_text()
+    assert '<section id="content">' in page and "samples (reference)" in page
 
 
 def test_the_report_is_there(first):
@@ -171,7 +186,7 @@ def test_the_report_is_there(first):
     assert not (result.folder / "ray").exists()
 
 
-def test_the_same_command_again_reuses_everything_and_starts_no_ray(first):
+def test_the_same_command_again_reuses_everything_and_starts_no_ray(first, root):
     """In a process of its own, where ray would be seen among the loaded modules."""
     path, result = first
     before = {
@@ -191,6 +206,9 @@ def test_the_same_command_again_reuses_everything_and_starts_no_ray(first):
         assert (result.folder / name).read_bytes() == before[name]
     again = json.loads((result.folder / "results.json").read_text())
     assert [row["metrics"] for row in again] == [row["metrics"] for row in json.loads(before["results.json"])]
+    # What was reused is recorded as it was: no run says that a setting changed.
+    _, runs = tracked(root, "mini")
+    assert [name for run in runs for name in run.data.tags if name.startswith("unidetox.changed")] == []
 
 
 def test_a_family_that_cannot_be_opened_fails_alone(first, root):
@@ -221,6 +239,9 @@ def test_a_family_that_cannot_be_opened_fails_alone(first, root):
     assert "model not opened" in rows["opt-base-s5"]["error"]
     assert "tp_all" in rows["gpt2-samples-s5"]["metrics"]
     _, runs = tracked(root, "broken")
+    corpus = next(tag(run, "corpus_sha256") for run in runs if tag(run, "kind") == "corpus")
+    known = {run.info.run_name: tag(run, "corpus_sha256") for run in runs if tag(run, "kind") == "cell"}
+    assert known["opt-samples-s5"] == known["gpt2-samples-s5"] == corpus and known["opt-base-s5"] == "-"
     status = {run.info.run_name: run.info.status for run in runs}
     assert status["opt-base-s5"] == status["opt-samples-s5"] == "FAILED"
     assert status["gpt2-base-s5"] == status["gpt2-samples-s5"] == status["broken"] == "FINISHED"

@@ -21,6 +21,7 @@ from unidetox_ray import registry, yaml_file
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.settings import (
     ClusterSection,
+    ContentSection,
     CorpusSection,
     Count,
     DataSection,
@@ -125,6 +126,7 @@ class Experiment(Section):
     finetune: FinetuneSection = FinetuneSection()
     search: SearchSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
+    content: ContentSection = ContentSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
     limit: Count | None = None

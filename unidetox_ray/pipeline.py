@@ -17,7 +17,7 @@ import polars as pl
 
 from unidetox_ray import registry
 from unidetox_ray.artifacts import Manifest, RunFolder, write_json, write_text
-from unidetox_ray.config import Experiment, to_yaml
+from unidetox_ray.config import Experiment, MethodEntry, checked, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
 from unidetox_ray.records import Recorder, open_recorder
 from unidetox_ray.remote import mirror_of
@@ -79,7 +79,7 @@ def run(
 
 
 def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
-    from unidetox_ray.stages import corpus, finetune, generate, models, score, search, toxic
+    from unidetox_ray.stages import content, corpus, finetune, generate, models, score, search, toxic
 
     experiment = context.experiment
     last = STAGES.index(until)
@@ -93,10 +93,7 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
         return result
 
     toxic_model = None
-    if any(
-        getattr(registry.lookup("methods", entry.method), "needs_toxic", False)
-        for entry in distilling(context)
-    ):
+    if needs_toxic(experiment):
         toxic_model, manifest = toxic.run(context, bases[experiment.base_family])
         recorder.toxic(manifest)
     if reached("toxic"):
@@ -139,6 +136,10 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     if reached("score"):
         return result
 
+    if corpora:
+        analysed, _ = content.run(context, corpora, scorers)
+        for name in content.FILES:
+            link(analysed / name, context.folder.root / name)
     result.rows = tabulate(context, cells, generated, scored)
     recorder.results(result.rows, cells, corpora)
     from unidetox_ray.report import build
@@ -151,16 +152,19 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     return result
 
 
-def distilling(context: Context) -> list[Any]:
+def distilling(experiment: Experiment) -> list[MethodEntry]:
     """The method entries whose corpus is sampled here, rather than read from a file."""
-    from unidetox_ray.stages.corpus import corpus_section
+    found = []
+    for entry in experiment.methods:
+        method = registry.lookup("methods", entry.method)
+        if method.kind == "corpus" and method.recipe(checked(entry), experiment.corpus).source == "distil":
+            found.append(entry)
+    return found
 
-    entries = [
-        entry
-        for entry in context.experiment.methods
-        if registry.lookup("methods", entry.method).kind == "corpus"
-    ]
-    return [entry for entry in entries if corpus_section(context, entry).source == "distil"]
+
+def needs_toxic(experiment: Experiment) -> bool:
+    """Whether the toxic model has to be made: some corpus that is sampled here contrasts with it."""
+    return any(registry.lookup("methods", entry.method).needs_toxic for entry in distilling(experiment))
 
 
 def tabulate(
@@ -185,6 +189,9 @@ def tabulate(
                 "train_tokens": cell.training.extra["train_tokens"],
                 "device": cell.training.extra["device"],
             }
+            speed = cell.training.extra.get("speed", {})  # absent in runs of earlier versions
+            names = {"train_step_ms": "step_ms", "train_tokens_per_second": "tokens_per_second", "mfu": "mfu"}
+            costs |= {name: speed[key] for name, key in names.items() if key in speed}
         if cell.model is not None:
             # Stages judge all cells in one pool: a cell's share is by number, all having the same prompts.
             costs |= {

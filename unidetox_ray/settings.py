@@ -158,9 +158,19 @@ class TrainingSection(Section):
     """longest: pad every batch to the longest text of the whole set, as released (10)."""
     append_eos: bool = True
     """One real end token after texts that ended; false as released (9)."""
+    packing: bool = False
+    """true: texts share rows of max_length and batch_size counts those rows; neither paper nor released code do."""
+    compile: Literal["auto", "blocks", "off"] = "auto"
+    """blocks: the decoder's blocks compiled, which rounds otherwise; auto = blocks on CUDA, off on a CPU."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between resumable checkpoints; 0 = none. Cannot change the result."""
+
+    @model_validator(mode="after")
+    def _packed_rows_hold_no_padding(self) -> TrainingSection:
+        if self.packing and (self.loss_on_padding or self.pad_to == "longest"):
+            raise ValueError("packing: true needs loss_on_padding: false and pad_to: batch")
+        return self
 
 
 class ToxicSection(TrainingSection):
@@ -323,6 +333,32 @@ class EvaluateSection(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"names must differ: {names}")
         return scorers
+
+
+class ContentClassifierRef(Section):
+    """A text-classification model that is asked what a run's corpora are about."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    source: Annotated[str, Field(min_length=1)]
+    """Hub id or folder."""
+    revision: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Expected hash of model.safetensors."""
+
+
+class ContentSection(Section):
+    """Content analysis of the corpora."""
+
+    classifiers: tuple[ContentClassifierRef, ...] = ()
+    """Label shares of every corpus, for example political leaning; none by default."""
+
+    @field_validator("classifiers")
+    @classmethod
+    def _named_once(cls, classifiers: tuple[ContentClassifierRef, ...]) -> tuple[ContentClassifierRef, ...]:
+        names = [classifier.name for classifier in classifiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"names must differ: {names}")
+        return classifiers
 
 
 class TrackingSection(Section):

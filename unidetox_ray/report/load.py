@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray.errors import ArtifactError
-from unidetox_ray.report import readers, text
+from unidetox_ray.report import content, readers, text
 from unidetox_ray.report.model import TOXIC, Cell, Corpus, Curve, Domain, Manifest, Metric, Run
 
 _KEY = re.compile(r"-[0-9a-f]{16}$")
@@ -46,6 +46,7 @@ def load(run_dir: Path) -> Run:
         manifests=tuple(manifest for manifest in manifests if manifest.folder in used),
         search=search,
         has_results=has_results,
+        content=content.read(run_dir / "content.json", problems),
         problems=problems,
     )
 
@@ -205,7 +206,7 @@ def _used(run_dir: Path, manifests: tuple[Manifest, ...], search: dict[str, Any]
 
     Starts from the stages whose files are the ones in the run folder, and follows their inputs' keys upstream.
     """
-    names = ("scores.parquet", "generations.parquet", "corpus.parquet")
+    names = ("scores.parquet", "generations.parquet", "corpus.parquet", "content.json")
     paths = [*(run_dir / name for name in names), *(run_dir / "corpora").glob("*.parquet")]
     shown = {readers.sha256(path) for path in paths} - {None}
     by_key = {manifest.key: manifest for manifest in manifests}

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.report import text
+
+if TYPE_CHECKING:
+    from unidetox_ray.report.content import Content
 
 BASE = "base"
 TOXIC = "toxic model"  #: the method of a curve that is the toxic model's
@@ -144,6 +147,7 @@ class Run:
     manifests: tuple[Manifest, ...]
     search: dict[str, Any] | None
     has_results: bool
+    content: Content | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
