@@ -13,6 +13,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $(STAMP)
 
+# Triton's interpreter, to test the GPU kernels on a CPU.
+$(VENV)/.kernels: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,kernels]' -c constraints.txt
+	touch $(VENV)/.kernels
+
 demo: setup
 	$(BIN)/unidetox run experiments/tiny.yaml
 
@@ -22,7 +27,7 @@ browser:
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	|| echo "no Chromium here: the browser tests will skip"
 
-test: setup browser
+test: $(VENV)/.kernels browser
 	$(BIN)/python -m pytest -q
 
 lint: setup
