@@ -17,7 +17,20 @@ from unidetox_ray.config import load
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
-VERBS = ("run", "search", "distill", "finetune", "generate", "score", "report", "ls", "schema", "ui")
+VERBS = (
+    "bench",
+    "run",
+    "search",
+    "distill",
+    "finetune",
+    "generate",
+    "score",
+    "content",
+    "report",
+    "ls",
+    "schema",
+    "ui",
+)
 
 
 def call(folder: Path, *arguments: object, seconds: int = 300) -> subprocess.CompletedProcess:
@@ -267,7 +280,7 @@ def test_run_and_report_again(workplace):
     page = workplace / "runs" / "e" / "report.html"
     assert "gpt2-unidetox-s1234" in done.stdout and f"report: {page}" in done.stdout
     # models, toxic and corpus are those of `distill`.
-    assert ": 6 stages, 3 reused, " in done.stdout
+    assert ": 7 stages, 3 reused, " in done.stdout
     first = page.read_text()
     page.unlink()
     again = call(workplace, "report", "runs/e")

@@ -142,11 +142,10 @@ def search(
     result = _execute(loaded, "search", fresh)
     assert result.search is not None
     from unidetox_ray.artifacts import write_text
-    from unidetox_ray.report.search import build_search
+    from unidetox_ray.report.search import best_yaml, build_search
 
     page = build_search(result.folder)
-    chosen = result.search["chosen"]
-    text = f"# {result.search['reason']}\nfinetune:\n  steps: {chosen['steps']}\n  lr: {chosen['lr']}\n  schedule: {result.search['schedule']}\n"
+    text = best_yaml(result.search)
     write_text(result.folder / "best.yaml", text)
     typer.echo(text, nl=False)
     typer.echo(f"report: {page}")
@@ -256,6 +255,47 @@ def score(
 
 
 @app.command()
+def content(
+    corpora: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CORPUS CORPUS...", help="Corpus files: .parquet, .csv or .jsonl with `text` or `Text`."
+        ),
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Which of them the others are compared with; default: the first."),
+    ] = None,
+    classifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classifier",
+            metavar="MODEL",
+            help="Text-classification model: hub id or folder; may be repeated.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Hub revision of the classifier.")
+    ] = None,
+    show_text: ShowText = False,
+    as_json: Json = False,
+) -> None:
+    """What corpora hold: length, repetition, overlap, distinctive words, and labels of any text classifier."""
+    from unidetox_ray.content_files import content_of, masked, table
+    from unidetox_ray.display import TerminalDisplay
+
+    value = content_of(
+        corpora,
+        reference=reference,
+        classifiers=classifier or [],
+        revision=revision,
+        display=TerminalDisplay(),
+    )
+    shown = value if show_text else masked(value)
+    typer.echo(json.dumps(shown, indent=1) if as_json else table(value, show_text=show_text))
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example outputs/tiny.")],
     show_text: ShowText = False,
@@ -299,6 +339,62 @@ def schema() -> None:
     from unidetox_ray.config import Experiment
 
     typer.echo(json.dumps(Experiment.model_json_schema(), indent=1))
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="decode, generate, score, finetune or pipeline.")
+    ],
+    as_json: Json = False,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Shape of the models: tiny, gpt2, gpt2-xl or 7b.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="fp32 or bf16; default: fp32 on a CPU, bf16 on a GPU.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Rows in a batch; score: padded tokens.")
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option("--texts", help="Sequences, prompts, texts or rows; pipeline: --limit.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="New tokens a sequence; finetune: tokens a row.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Timed runs of each side; the fastest counts.")
+    ] = 3,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds after which a side is not run again.")
+    ] = 30.0,
+    threads: Annotated[int | None, typer.Option("--threads", help="torch threads on the CPU.")] = None,
+    plain: Annotated[bool, typer.Option("--plain/--no-plain", help="Run the plain loop too.")] = True,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What score measures: toxicity, perplexity or mmlu.")
+    ] = "toxicity",
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="Experiment file of pipeline.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Where pipeline keeps its pre-trained models.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option("--actors", help="How many things pipeline lets Ray do at once.")
+    ] = None,
+) -> None:
+    """Speed on this machine, against the plain loop and the hardware's limit. Random weights: no download."""
+    from unidetox_ray.bench.options import Options
+    from unidetox_ray.bench.verb import report
+
+    options = Options(
+        size=size, device=device, dtype=dtype, batch=batch, texts=texts, tokens=tokens, repeats=repeats, patience=patience,
+        threads=threads, plain=plain, kind=kind, experiment=experiment, cache=cache, actors=actors,
+    )  # fmt: skip
+    typer.echo(report(name, options, as_json=as_json))
 
 
 @app.command()
