@@ -79,6 +79,18 @@ def run(
     )  # fmt: skip
 
 
+def dealt(groups: dict[str, list[Job]], at_once: int) -> list[list[Job]]:
+    """The families' jobs on as many training groups as run at once, the most jobs first to the shortest group.
+
+    Where every family has its own resources each is a group of its own; where they would wait for one another, they
+    share workers, because starting a worker and its imports costs as much as training a small model.
+    """
+    shares: list[list[Job]] = [[] for _ in range(min(at_once, len(groups)))]
+    for jobs in sorted(groups.values(), key=len, reverse=True):
+        min(shares, key=len).extend(jobs)
+    return shares
+
+
 def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:
     from unidetox_ray.stages.cluster import concurrent_groups
 
@@ -86,10 +98,10 @@ def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:
     cluster, storage = context.experiment.cluster, context.folder.root / "ray"
     at_once = concurrent_groups(cluster, len(groups))
 
-    def group(item: tuple[str, list[Job]]) -> list[Outcome]:
-        family, jobs = item
+    def group(jobs: list[Job]) -> list[Outcome]:
+        families = "-".join(dict.fromkeys(job.family for job in jobs))
         return run_group(
-            f"finetune-{family}-{digest([job.key for job in jobs])[:12]}", jobs, cluster, storage
+            f"finetune-{families}-{digest([job.key for job in jobs])[:12]}", jobs, cluster, storage
         )
 
     everything: list[Job] = [job for jobs in groups.values() for job in jobs]
@@ -98,6 +110,6 @@ def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:
         watched(context, "fine-tuning", everything),
         ThreadPoolExecutor(at_once, thread_name_prefix="family") as pool,
     ):
-        for result in pool.map(group, groups.items()):
+        for result in pool.map(group, dealt(groups, at_once)):
             outcomes.extend(result)
     return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
