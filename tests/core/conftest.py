@@ -1,6 +1,5 @@
-"""Kernels are interpreted where there is no GPU; Triton reads the switch when it is imported first."""
+"""A small decoder of random weights."""
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -8,9 +7,6 @@ import torch
 
 from unidetox_ray.core.decoder import Block, Decoder, Norm
 from unidetox_ray.core.linear import Matrix
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def decoder(seed: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:

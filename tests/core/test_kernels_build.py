@@ -15,7 +15,7 @@ def python(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(PROGRAM.parents[2]), keep.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *arguments],
-        env=keep | {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path},
+        env=keep | {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path, "UNIDETOX_TRITON": "1"},
         capture_output=True,
         text=True,
         timeout=400,

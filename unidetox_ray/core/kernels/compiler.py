@@ -20,12 +20,16 @@ SWITCH = "UNIDETOX_TRITON"
 
 triton: Any
 tl: Any
-missing: str | None = None  #: why Triton cannot be imported
-try:
-    import triton  # type: ignore[no-redef]
-    import triton.language as tl  # type: ignore[no-redef]
-except ImportError as error:
-    triton, tl, missing = None, None, f"triton cannot be imported ({error})"
+missing: str | None = None  #: why there is no Triton
+if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get(SWITCH) == "1":
+    try:
+        import triton  # type: ignore[no-redef]
+        import triton.language as tl  # type: ignore[no-redef]
+    except ImportError as error:
+        triton, tl, missing = None, None, f"triton cannot be imported ({error})"
+else:
+    # Importing it takes every process of a run a second of work, for nothing.
+    triton, tl, missing = None, None, "there is no CUDA device"
 
 
 class _Absent:
