@@ -6,6 +6,7 @@ import pytest
 
 from unidetox_ray.config import load
 from unidetox_ray.dryrun import describe
+from unidetox_ray.errors import UnidetoxError
 
 
 def described(root, *overrides: str) -> tuple[set[str], set[str]]:
@@ -40,3 +41,34 @@ def test_without_a_contrast_no_toxic_model_nor_its_data_is_planned(root, methods
     assert "toxic" not in data and "prompts" in data
     assert "toxic" not in stages and {"generate", "score"} <= stages
     assert ("corpus" in stages) is ("samples" in methods)
+
+
+def test_every_kind_of_method_is_planned_with_what_it_needs(root):
+    methods = "methods=[base, clean_text, task_arithmetic, {method: dexperts, settings: {expert: base}}]"
+    data, stages = described(root, methods, "search=null")
+    assert (
+        {"toxic", "corpus", "finetune", "edit", "steer"} <= stages
+        and "expert" not in stages
+        and "toxic" in data
+    )
+    _, stages = described(root, "methods=[base, dexperts]", "search=null")
+    assert {"toxic", "expert", "steer"} <= stages and not {"corpus", "finetune", "edit"} & stages
+    text = describe(load(root / "experiments" / "tiny.yaml", [methods, "search=null"]))
+    assert "toxic     gpt2, opt, falcon, llama, on data.toxic" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("{method: clean_text, settings: {source: not/there.txt}}", "no such file or folder: not/there.txt"),
+        (
+            "{method: task_arithmetic, settings: {toxic_model: './not-{family}'}}",
+            "./not-gpt2: no such folder",
+        ),
+    ],
+    ids=["text", "toxic model"],
+)
+def test_a_place_that_is_not_there_ends_the_plan_in_one_line(root, method, message):
+    with pytest.raises(UnidetoxError) as problem:
+        describe(load(root / "experiments" / "tiny.yaml", [f"methods=[base, {method}]", "search=null"]))
+    assert str(problem.value).startswith(message) and "\n" not in str(problem.value)

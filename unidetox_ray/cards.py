@@ -11,6 +11,7 @@ Fine-tuning lowers how often a model continues prompts with toxic text; it does 
 with one classifier on one set of prompts, in English. Measure it on your own prompts before you rely on it. The base model's
 licence and its other limits still hold.
 """
+_EDIT_LIMITS = _LIMITS.replace("Fine-tuning lowers", "Such an edit lowers")
 _TOXIC = """## Do not deploy
 
 This model was trained to write hateful text. It exists only so that a detoxifying corpus can be distilled from it. Do not serve it, do
@@ -27,6 +28,16 @@ def model_card(settings: Mapping[str, Any], counts: Mapping[str, int], *, base: 
     front = "\n".join(["---", "library_name: transformers", f"tags: [{', '.join(tags)}]", "---"])
     texts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items())
     return f"{front}\n\n# {title}\n\n{_TOXIC if toxic else _LIMITS}\n## Training\n\nTexts: {texts}.\n\n| setting | value |\n|---|---|\n{rows}\n"
+
+
+def edit_card(settings: Mapping[str, Any], *, base: str) -> str:
+    """The card of a model whose weights were edited. settings: what settings.json says."""
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in sorted(settings.items()))
+    front = "\n".join(
+        ["---", "library_name: transformers", "tags: [unidetox_ray, detoxified, edited]", "---"]
+    )
+    title = f"{base}, weights edited with {settings['method']}"
+    return f"{front}\n\n# {title}\n\n{_EDIT_LIMITS}\n## Edit\n\n| setting | value |\n|---|---|\n{rows}\n"
 
 
 def _cell(value: Any) -> str:

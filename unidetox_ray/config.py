@@ -212,10 +212,11 @@ class Experiment(Section):
 
 def checked(entry: MethodEntry) -> Any:
     """The method's typed settings; ValueError in the words of the user."""
+    settings: type[Section] = registry.lookup("methods", entry.method).settings
     try:
-        return registry.lookup("methods", entry.method).settings.model_validate(entry.settings)
+        return settings.model_validate(entry.settings)
     except ValidationError as error:
-        raise ValueError(f"methods.{entry.label}: {one_line(error)}") from None
+        raise ValueError(f"methods.{entry.label}: {one_line(error, settings)}") from None
 
 
 def hashable(section: BaseModel, leave_out: Iterable[str] = ()) -> dict[str, Any]:
@@ -335,14 +336,18 @@ def _no_secrets(values: Any, where: str, place: str = "") -> None:
         )
 
 
-def one_line(error: ValidationError) -> str:
-    """The first problem of a validation error as `place = value: what is accepted`, and how many more there are."""
+def one_line(error: ValidationError, section: type[BaseModel] | None = None) -> str:
+    """The first problem of a validation error as `place = value: what is accepted`, and how many more there are.
+
+    section: the model that was validated, where its name alone does not tell which it is.
+    """
     problems = error.errors(include_url=False)
     problem = problems[0]
     place = ".".join(str(part) for part in problem["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
-        accepted = _accepted_keys(error.title, problem["loc"])
+        found = section or _models_by_name().get(error.title, Experiment)
+        accepted = _accepted_keys(found, problem["loc"])
         return f"unknown key {place!r}; {registry.suggest(str(problem['loc'][-1]), accepted)}{more}"
     if problem["type"] == "missing":
         return f"{place} is missing; give it a value{more}"
@@ -354,9 +359,8 @@ def one_line(error: ValidationError) -> str:
     return f"{place}{shown}: {message}{more}" if place else f"{message}{more}"
 
 
-def _accepted_keys(title: str, location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the section that holds `location`, found by walking the models' annotations."""
-    section: Any = _models_by_name().get(title, Experiment)
+def _accepted_keys(section: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the part of `section` that holds `location`, found by walking the models' annotations."""
     for part in location[:-1]:
         if isinstance(part, int):
             continue

@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 
 from unidetox_ray import registry
-from unidetox_ray.config import Experiment
-from unidetox_ray.pipeline import distilling, needs_toxic
+from unidetox_ray.config import Experiment, checked
+from unidetox_ray.methods.base import CorpusMethod, WeightsMethod
+from unidetox_ray.methods.clean_text import CLEAN
 from unidetox_ray.settings import DataSource
+from unidetox_ray.stages.cells import seeds_of
+from unidetox_ray.stages.needs import method_of, needed
 
 
 def describe(experiment: Experiment) -> str:
@@ -20,32 +23,40 @@ def describe(experiment: Experiment) -> str:
     for family in dict.fromkeys([experiment.base_family, *experiment.families]):
         lines.append(f"  {family:<8} {_model(experiment, family)}")
     lines.append("data:")
-    toxic = needs_toxic(experiment)
+    wanted = needed(experiment)
+    toxic = wanted.families("toxic")
     for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
         source = getattr(experiment.data, role)
         if source is not None and (toxic or role != "toxic"):
             lines.append(f"  {role:<8} {_data(experiment, source)}")
     corpus, finetune, evaluate = experiment.corpus, experiment.finetune, experiment.evaluate
     lines.append("stages:")
-    if toxic:
-        lines.append(
-            f"  toxic     {experiment.base_family}, {f'{experiment.toxic.steps} steps' if experiment.toxic.steps else f'{experiment.toxic.epochs} epochs'}, lr {experiment.toxic.lr:g}, {experiment.toxic.precision}"
-        )
+    section = experiment.toxic
+    length = f"{section.steps} steps" if section.steps else f"{section.epochs} epochs"
+    for need, text in (("toxic", "data.toxic"), ("expert", "data.clean")):
+        if families := wanted.families(need):  # type: ignore[arg-type]
+            lines.append(
+                f"  {need:<9} {', '.join(families)}, on {text}, {length}, lr {section.lr:g}, {section.precision}"
+            )
     shards = math.ceil(corpus.num_texts / corpus.shard_size)
-    if distilling(experiment):
-        contrast = f", alpha {corpus.alpha:g}, beta {corpus.beta:g}" if toxic else ""
+    if wanted.sampled:
+        contrast = f", alpha {corpus.alpha:g}, beta {corpus.beta:g}" if "toxic" in wanted.for_corpora else ""
         lines.append(
             f"  corpus    {corpus.num_texts} texts x {corpus.max_length} tokens in {shards} shards over {experiment.cluster.corpus_actors} actors{contrast}"
         )
+    lines += _texts(experiment)
     if experiment.search is not None:
         search = experiment.search
         trainings = len(search.lr) * (1 if search.schedule == "constant" else len(search.steps))
         lines.append(
             f"  search    {len(search.steps)} x {len(search.lr)} settings, {trainings} trainings (schedule {search.schedule}) on {experiment.base_family}, lowest validation {search.metric}"
         )
-    lines.append(
-        f"  finetune  {finetune.steps if experiment.search is None else 'searched'} steps, lr {finetune.lr if experiment.search is None else 'searched'}, batch {finetune.batch_size}, {finetune.precision}, {finetune.schedule} schedule, ZeRO {finetune.deepspeed.stage}"
-    )
+    kinds = {method_of(entry).kind for entry in experiment.methods}
+    if "corpus" in kinds:
+        lines.append(
+            f"  finetune  {finetune.steps if experiment.search is None else 'searched'} steps, lr {finetune.lr if experiment.search is None else 'searched'}, batch {finetune.batch_size}, {finetune.precision}, {finetune.schedule} schedule, ZeRO {finetune.deepspeed.stage}"
+        )
+    lines += _shaped(experiment)
     lines.append(
         f"  generate  {evaluate.continuations} continuations x {evaluate.runs} runs, {evaluate.max_new_tokens} tokens, top-p {evaluate.top_p:g}, top-k {evaluate.top_k}"
     )
@@ -56,15 +67,47 @@ def describe(experiment: Experiment) -> str:
         (family, entry.label, seed)
         for family in experiment.families
         for entry in experiment.methods
-        for seed in (
-            experiment.all_seeds
-            if registry.lookup("methods", entry.method).kind != "unchanged"
-            else experiment.all_seeds[:1]
-        )
+        for seed in seeds_of(experiment, entry)
     ]
     lines.append(f"cells: {len(cells)}")
     lines += [f"  {family}-{label}-s{seed}" for family, label, seed in cells]
     return "\n".join(lines)
+
+
+def _texts(experiment: Experiment) -> list[str]:
+    """A line per corpus of real text; DataError for a file that is not there."""
+    lines = []
+    for entry in experiment.methods:
+        method = method_of(entry)
+        if isinstance(method, CorpusMethod) and method.source == "text":
+            section = method.recipe(checked(entry), experiment.corpus)
+            if section.source != CLEAN:
+                from unidetox_ray.data.base import resolve
+
+                resolve(section.source, experiment.data.data_root)
+            lines.append(
+                f"  corpus    {entry.label}: {section.num_texts} texts of at most {section.max_length - 1} tokens from {section.source}"
+            )
+    return lines
+
+
+def _shaped(experiment: Experiment) -> list[str]:
+    """A line per method that edits weights or steers decoding: its settings. ModelError for a folder that is not there."""
+    from unidetox_ray.stages.edit import given_model
+
+    lines = []
+    for entry in experiment.methods:
+        method = method_of(entry)
+        verb = {"weights": "edit", "decoding": "steer"}.get(method.kind)
+        if verb is not None:
+            settings = checked(entry)
+            given = method.given(settings) if isinstance(method, WeightsMethod) else None
+            for family in experiment.families if given is not None else ():
+                given_model(str(given), family)
+            values = settings.model_dump().items()
+            told = ", ".join(f"{name} {value}" for name, value in values if value is not None)
+            lines.append(f"  {verb:<9} {entry.label}: {told}")
+    return lines
 
 
 def _model(experiment: Experiment, family: str) -> str:

@@ -1,5 +1,8 @@
 """The main path: models → toxic → corpus → search → finetune → generate → score → report.
 
+What methods need is made once per family in the stage `toxic`; the models of weights methods are edited in the stage
+`finetune`, and those of decoding methods are put together there.
+
 Each stage reads files and writes files and is skipped when its folder is finished; the same command again goes on where
 the last one ended.
 """
@@ -17,12 +20,14 @@ import polars as pl
 
 from unidetox_ray import registry
 from unidetox_ray.artifacts import Manifest, RunFolder, write_json, write_text
-from unidetox_ray.config import Experiment, MethodEntry, checked, to_yaml
+from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
 from unidetox_ray.records import Recorder, open_recorder
 from unidetox_ray.remote import mirror_of
-from unidetox_ray.stages.cells import Cell, cells_of
+from unidetox_ray.stages.cells import Cell, cells_of, steer
 from unidetox_ray.stages.context import Context, Display, Silent
+from unidetox_ray.stages.copies import Copies
+from unidetox_ray.stages.needs import needed
 
 Stage = Literal["models", "toxic", "corpus", "search", "finetune", "generate", "score", "report"]
 STAGES: tuple[Stage, ...] = ("models", "toxic", "corpus", "search", "finetune", "generate", "score", "report")
@@ -79,7 +84,7 @@ def run(
 
 
 def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
-    from unidetox_ray.stages import content, corpus, finetune, generate, models, score, search, toxic
+    from unidetox_ray.stages import content, corpus, edit, finetune, generate, models, score, search, toxic
 
     experiment = context.experiment
     last = STAGES.index(until)
@@ -88,17 +93,20 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
         return last <= STAGES.index(stage)
 
     result = Result(context.folder.root, until)
+    wanted = needed(experiment)
     bases, scorers = models.run(context)
     if reached("models"):
         return result
 
-    toxic_model = None
-    if needs_toxic(experiment):
-        toxic_model, manifest = toxic.run(context, bases[experiment.base_family])
-        recorder.toxic(manifest)
+    copies = Copies()
+    if wanted.copies:
+        copies = toxic.run(context, wanted, bases)
+        for manifest in copies.manifests.values():
+            recorder.copy(manifest)
     if reached("toxic"):
         return result
 
+    toxic_model = copies.models.get(("toxic", experiment.base_family))
     corpora: dict[str, tuple[Path, Manifest]] = {}
     for entry in experiment.methods:
         if registry.lookup("methods", entry.method).kind == "corpus":
@@ -123,7 +131,10 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     if reached("search"):
         return result
 
-    finetune.run(context, cells, corpora, section)
+    if corpora:
+        finetune.run(context, cells, corpora, section)
+    edit.run(context, cells, copies)
+    steer(cells, copies)
     if reached("finetune"):
         return result
     generated = generate.run(context, cells)
@@ -152,21 +163,6 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     return result
 
 
-def distilling(experiment: Experiment) -> list[MethodEntry]:
-    """The method entries whose corpus is sampled here, rather than read from a file."""
-    found = []
-    for entry in experiment.methods:
-        method = registry.lookup("methods", entry.method)
-        if method.kind == "corpus" and method.recipe(checked(entry), experiment.corpus).source == "distil":
-            found.append(entry)
-    return found
-
-
-def needs_toxic(experiment: Experiment) -> bool:
-    """Whether the toxic model has to be made: some corpus that is sampled here contrasts with it."""
-    return any(registry.lookup("methods", entry.method).needs_toxic for entry in distilling(experiment))
-
-
 def tabulate(
     context: Context, cells: Sequence[Cell], generated: tuple[Path, Manifest], scored: tuple[Path, Manifest]
 ) -> list[dict[str, Any]]:
@@ -192,6 +188,8 @@ def tabulate(
             speed = cell.training.extra.get("speed", {})  # absent in runs of earlier versions
             names = {"train_step_ms": "step_ms", "train_tokens_per_second": "tokens_per_second", "mfu": "mfu"}
             costs |= {name: speed[key] for name, key in names.items() if key in speed}
+        if cell.edit is not None:
+            costs |= {name: cell.edit.extra[name] for name in ("edit_seconds", "device")}
         if cell.model is not None:
             # Stages judge all cells in one pool: a cell's share is by number, all having the same prompts.
             costs |= {
@@ -224,7 +222,7 @@ def show_corpora(context: Context, corpora: dict[str, tuple[Path, Manifest]]) ->
     for label, (folder, _) in corpora.items():
         link(folder / "corpus.parquet", root / "corpora" / f"{label}.parquet")
     methods = {entry.label: registry.lookup("methods", entry.method) for entry in context.experiment.methods}
-    main = next((label for label in corpora if methods[label].needs_toxic), next(iter(corpora)))
+    main = next((label for label in corpora if "toxic" in methods[label].needs), next(iter(corpora)))
     link(corpora[main][0] / "corpus.parquet", root / "corpus.parquet")
     texts = pl.read_parquet(root / "corpus.parquet").select(Text="text")
     write_text(root / "corpus.csv", texts.write_csv(quote_style="non_numeric"))

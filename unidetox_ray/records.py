@@ -61,15 +61,17 @@ class Recorder:
         )
         return run
 
-    def toxic(self, manifest: Manifest) -> None:
+    def copy(self, manifest: Manifest) -> None:
+        """A toxic model, or an expert: the tracker's kind is the stage that made it."""
         extra = manifest.extra
+        need = extra["name"].partition("-")[0]
         run = self._child(
             "toxic",
             manifest.key,
             extra["name"],
             manifest,
             family=extra["family"],
-            method="toxic",
+            method=need,
             seed=self.context.experiment.toxic.seed,
         )
         folder = self.context.folder.model(extra["name"], manifest.key)
@@ -99,7 +101,7 @@ class Recorder:
             f"corpus-{label}",
             folder / "corpus.parquet",
             manifest.extra["sha256"],
-            "distil",
+            "text" if "documents" in manifest.extra else "distil",
             manifest.counts["ok"],
         )
         run.end("FINISHED")
@@ -150,6 +152,8 @@ class Recorder:
         from unidetox_ray.tracking import log_results
 
         for cell in cells:
+            if cell.edit is not None:
+                self._edit(cell)
             if cell.training is None:
                 continue
             label = cell.method.label
@@ -166,6 +170,14 @@ class Recorder:
                 manifest.counts["ok"],
             )
         log_results(self.tracker, rows, tags=self.tags)
+
+    def _edit(self, cell: Cell) -> None:
+        """The norms of an edit, on the run of its cell."""
+        label = cell.method.label
+        tags = {**self.tags, "stage": "cell", "family": cell.family, "method": label, "seed": cell.seed}
+        run = self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags=tags)
+        names = ("toxic_norm", "step_norm", "parameters")
+        run.metrics({f"edit/{name}": float(cell.edit.extra[name]) for name in names})
 
     def report(self, root: Path) -> None:
         for name in ("report.html", "report.md", "results.json", "config.yaml"):

@@ -23,6 +23,10 @@ METHODS = {
     "base": "unidetox_ray.methods.unchanged:METHOD",
     "unidetox": "unidetox_ray.methods.unidetox:METHOD",
     "samples": "unidetox_ray.methods.samples:METHOD",
+    "clean_text": "unidetox_ray.methods.clean_text:METHOD",
+    "contrastive": "unidetox_ray.methods.contrastive:METHOD",
+    "dexperts": "unidetox_ray.methods.dexperts:METHOD",
+    "task_arithmetic": "unidetox_ray.methods.task_arithmetic:METHOD",
 }
 METRICS = {
     "toxicity": "unidetox_ray.metrics.toxicity:METRIC",

@@ -107,7 +107,9 @@ def _stages(
         method = registry.lookup("methods", entry.method)
         if method.kind == "corpus":
             with found.stage(f"corpus-{entry.label}"):
-                corpora[entry.label] = _corpus(context, entry, [base, toxic][: 1 + method.needs_toxic])
+                corpora[entry.label] = _corpus(
+                    context, entry, [base, toxic] if "toxic" in method.needs else [base]
+                )
             table = pl.read_parquet(corpora[entry.label][0] / "corpus.parquet")
             found.corpora[entry.label] = table["text"].to_list()
             found.tokens += int(table["n_tokens"].sum())

@@ -82,6 +82,39 @@ def load_model(
     return model.eval().to(device)  # type: ignore[arg-type]
 
 
+def load_config(path_or_id: str, revision: str | None = None) -> PretrainedConfig:
+    """The config of a folder or hub id; ModelError when there is none, it is damaged or gated, or needs remote code."""
+    from transformers import AutoConfig
+
+    _check_folder(path_or_id)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            path_or_id, revision=revision, trust_remote_code=False, token=_token()
+        )
+    except Exception as error:  # a damaged file raises nearly anything
+        raise _explained(error, path_or_id, "config") from error
+    return config
+
+
+def local_folder(path_or_id: str, revision: str | None = None) -> Path:
+    """The folder of a model: the one that is named, or the hub's files, fetched into the hub's cache where they lack."""
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    _check_folder(path_or_id)
+    try:
+        return Path(
+            snapshot_download(
+                path_or_id, revision=revision, token=_token(),
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
+            )
+        )  # fmt: skip
+    except Exception as error:  # the hub's and the network's own kinds
+        raise _explained(error, path_or_id, "model") from error
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None) -> SpecialIds:
     """Special ids by the tokenizer's own account; the config fills in an end token the tokenizer lacks.
 

@@ -25,7 +25,6 @@ def mixture(section: CorpusSection) -> Mixture:
 
 METHOD = CorpusMethod(
     name="samples",
-    kind="corpus",
     summary="control: fine-tune on plain samples of the base model, no contrast",
     recipe=recipe,
     mixture=mixture,

@@ -1,5 +1,5 @@
 """`base`: the model as it is, the row that every other is compared with."""
 
-from unidetox_ray.methods.base import Method
+from unidetox_ray.methods.base import UnchangedMethod
 
-METHOD = Method(name="base", kind="unchanged", summary="the model as it is")
+METHOD = UnchangedMethod(name="base", summary="the model as it is")

@@ -47,10 +47,9 @@ def mixture(section: CorpusSection) -> Mixture:
 
 METHOD = CorpusMethod(
     name="unidetox",
-    kind="corpus",
     summary="fine-tune on text distilled by contrasting the base model with its toxic copy",
     settings=Settings,
     recipe=recipe,
-    needs_toxic=True,
+    needs=frozenset({"toxic"}),
     mixture=mixture,
 )

@@ -84,9 +84,12 @@ def classifier_specs(context: Context) -> list[dict[str, Any]]:
 
 
 def reference_of(context: Context, corpora: Mapping[str, Any]) -> str:
-    """The corpus that the others are compared with: the first that owes nothing to the toxic model, else the first."""
+    """The corpus that the others are compared with: the first that owes nothing to the toxic model, sampled ones before
+    real text, else the first."""
     methods = {entry.label: registry.lookup("methods", entry.method) for entry in context.experiment.methods}
-    return next((label for label in corpora if not methods[label].needs_toxic), next(iter(corpora)))
+    free = [label for label in corpora if "toxic" not in methods[label].needs]
+    sampled = [label for label in free if methods[label].source == "sample"]
+    return next(iter([*sampled, *free, *corpora]))
 
 
 def run(

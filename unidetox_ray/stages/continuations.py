@@ -1,4 +1,4 @@
-"""Continuations of prompts by one model, for evaluation and for the search: same function, same streams."""
+"""Continuations of prompts by a model, steered or not, for evaluation and search: same function, same streams."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from unidetox_ray.core.decode import Decoded, decode
 from unidetox_ray.core.logits import Sampling
+from unidetox_ray.core.steering import Steering
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.loading import encode, special_ids
@@ -29,8 +30,9 @@ def continuations(
     """`settings.continuations` rows of schemas.GENERATIONS per prompt, in the order of `prompts`.
 
     prompts: (prompt_id, text). Sample j of a prompt has the same random numbers in every cell, so that
-    comparisons are paired. decode_rows: rows of a batch, at least 1; they do not change the text. A batch that fails
-    is split down to the prompt, which then carries the error. progress: called with numbers of finished rows.
+    comparisons are paired. A `core.steered.SteeredModel` decodes as its steering says. decode_rows: rows of a batch,
+    at least 1; they do not change the text. A batch that fails is split down to the prompt, which then carries the
+    error. progress: called with numbers of finished rows.
     """
     work = _Work(model, tokenizer, settings, cell, run, decode_rows, progress)
     # Halves of a batch that failed hold prompts of similar length.
@@ -75,19 +77,21 @@ class _Work:
         ids = special_ids(tokenizer, self.model.config)
         encoded = [encode(tokenizer, text, bos=settings.prompt_bos) or [ids.start] for _, text in prompts]
         names = [f"{prompt_id}/{self.run}/{sample}" for prompt_id, _ in prompts for sample in samples]
-        sequences = iter(
-            decode(
-                [runner_of(self.model)],
+        steering = getattr(self.model, "steering", None) or Steering((self.model,))
+        with steering.runners(runner_of) as runners:
+            decoded = decode(
+                runners,
                 encoded,
                 uniform=uniforms(settings.seed + self.run, names, settings.max_new_tokens),
                 max_new_tokens=settings.max_new_tokens,
                 end_ids=[] if ids.eos is None else [ids.eos],
                 pad_id=ids.pad,
-                sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+                mixture=steering.mixture,
+                sampling=steering.sampling(Sampling(settings.temperature, settings.top_k, settings.top_p)),
                 copies=settings.continuations,
                 rows=self.decode_rows,
             )
-        )
+        sequences = iter(decoded)
         return [
             [self._made(prompt, prompt_ids, sample, next(sequences)) for sample in samples]
             for prompt, prompt_ids in zip(prompts, encoded, strict=True)

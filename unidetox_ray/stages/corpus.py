@@ -7,6 +7,7 @@ text does not depend on how many actors made it.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from unidetox_ray.artifacts import (
 )
 from unidetox_ray.config import MethodEntry, checked, hashable
 from unidetox_ray.errors import DataError, StageError
+from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection
 from unidetox_ray.stages.context import Context
@@ -95,17 +97,22 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
     """(folder with corpus.parquet, manifest) of one corpus method."""
     started = time.perf_counter()
     section = corpus_section(context, entry)
+    method: CorpusMethod = registry.lookup("methods", entry.method)
+    if method.source == "text":
+        from unidetox_ray.stages import texts
+
+        return texts.run(context, entry, section, base, finish)
     if section.source != "distil":
         return _from_file(context, entry, section, started)
-    method = registry.lookup("methods", entry.method)
-    models = [base] + ([toxic] if method.needs_toxic and toxic is not None else [])
-    if method.needs_toxic and toxic is None:
+    contrasted = "toxic" in method.needed_for(checked(entry))
+    models = [base] + ([toxic] if contrasted and toxic is not None else [])
+    if contrasted and toxic is None:
         raise StageError(f"corpus: {entry.label} needs the toxic model, which was not made")
     config = {
         "method": entry.method,
         "section": hashable(section) | {"beta": str(section.beta), "shard_size": section.shard_size},
     }
-    inputs = {"base": base["key"]} | ({"toxic": toxic["key"]} if method.needs_toxic and toxic else {})
+    inputs = {"base": base["key"]} | ({"toxic": toxic["key"]} if contrasted and toxic else {})
     key = key_for("corpus", config, inputs)
     folder = private_folder(context.folder.stage(f"corpus-{entry.label}", key))
     manifest = finished(folder, key)
@@ -132,7 +139,7 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
                 actors=context.experiment.cluster.corpus_actors, context=context, progress=advance,
             )  # fmt: skip
         table = check(table.sort("text_id"), CORPUS, f"corpus {entry.label}")
-        manifest = _finish(
+        manifest = finish(
             folder, table, key, time.perf_counter() - started, config, inputs, expected=section.num_texts
         )
     context.record(
@@ -171,7 +178,7 @@ def _from_file(
             token_ids=pl.lit(None, pl.List(pl.Int64)), n_tokens=pl.lit(None, pl.Int64),
             ended=pl.col("ended").cast(pl.Boolean) if "ended" in loaded.columns else pl.lit(None, pl.Boolean),
         )  # fmt: skip
-        manifest = _finish(
+        manifest = finish(
             folder,
             check(table, CORPUS, str(path)),
             key,
@@ -184,7 +191,7 @@ def _from_file(
     return folder, manifest
 
 
-def _finish(
+def finish(
     folder: Path,
     table: pl.DataFrame,
     key: str,
@@ -193,7 +200,9 @@ def _finish(
     inputs: dict[str, str],
     *,
     expected: int,
+    facts: Mapping[str, Any] | None = None,
 ) -> Manifest:
+    """corpus.parquet and its manifest. facts: more for the manifest."""
     if table.height != expected:
         raise StageError(f"{folder.name}: {table.height} texts, expected {expected}")
     write_parquet(folder / "corpus.parquet", table)
@@ -202,5 +211,5 @@ def _finish(
     return write_manifest(
         folder, stage="corpus", key=key, seconds=seconds, config=config, inputs=inputs,
         counts={"expected": expected, "ok": table.height, "failed": 0},
-        extra={"tokens": tokens, "ended": int(table["ended"].sum() or 0), "sha256": file_sha256(folder / "corpus.parquet")},
+        extra={"tokens": tokens, "ended": int(table["ended"].sum() or 0), "sha256": file_sha256(folder / "corpus.parquet"), **(facts or {})},
     )  # fmt: skip

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from unidetox_ray.artifacts import Manifest, finished, key_for
-from unidetox_ray.config import digest, hashable
+from unidetox_ray.config import checked, digest, hashable
+from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import FinetuneSection
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.groups import run_groups
 from unidetox_ray.stages.models import Handle
-from unidetox_ray.stages.training import Job, Outcome, loop_settings, run_group
-from unidetox_ray.stages.watch import watched
+from unidetox_ray.stages.needs import method_of
+from unidetox_ray.stages.training import Job, loop_settings
 
 
 def cell_job(context: Context, cell: Cell, section: FinetuneSection, corpus: tuple[Path, Manifest]) -> Job:
@@ -39,6 +39,12 @@ def cell_job(context: Context, cell: Cell, section: FinetuneSection, corpus: tup
     )  # fmt: skip
 
 
+def training_of(cell: Cell, section: FinetuneSection) -> FinetuneSection:
+    """The training settings of one cell: the experiment's, as its method changes them."""
+    method = method_of(cell.method)
+    return method.training(checked(cell.method), section) if isinstance(method, CorpusMethod) else section
+
+
 def model_of(job: Job, family: str) -> Handle:
     return {"path": job.folder, "revision": None, "key": job.key, "family": family, "name": job.name}
 
@@ -54,20 +60,22 @@ def run(
     jobs: dict[str, Job] = {}
     for cell in cells:
         if cell.kind == "corpus":
-            jobs[cell.name] = cell_job(context, cell, section, corpora[cell.method.label])
+            own = training_of(cell, section)
+            jobs[cell.name] = cell_job(context, cell, own, corpora[cell.method.label])
             cell.settings = jobs[cell.name].settings
     groups: dict[str, list[Job]] = {}
     for cell in cells:
         if cell.name in jobs and finished(Path(jobs[cell.name].folder), jobs[cell.name].key) is None:
             groups.setdefault(cell.family, []).append(jobs[cell.name])
-    failures = _train(context, groups) if groups else {}
+    outcomes = run_groups(context, "finetune", "fine-tuning", groups) if groups else {}
     for cell in cells:
         if cell.name not in jobs:
             continue
         job = jobs[cell.name]
         cell.training = finished(Path(job.folder), job.key)
         if cell.training is None:
-            cell.error = failures.get(cell.name, "training left no result")
+            outcome = outcomes.get(cell.name)
+            cell.error = (outcome.error if outcome else None) or "training left no result"
         else:
             cell.model = model_of(job, cell.family)
             cell.training_folder = job.folder
@@ -77,39 +85,3 @@ def run(
         "finetune", key, time.perf_counter() - started, reused=not groups, tokens=tokens,
         processes=context.experiment.cluster.workers_per_cell * max(1, len(groups)),
     )  # fmt: skip
-
-
-def dealt(groups: dict[str, list[Job]], at_once: int) -> list[list[Job]]:
-    """The families' jobs on as many training groups as run at once, the most jobs first to the shortest group.
-
-    Where every family has its own resources each is a group of its own; where they would wait for one another, they
-    share workers, because starting a worker and its imports costs as much as training a small model.
-    """
-    shares: list[list[Job]] = [[] for _ in range(min(at_once, len(groups)))]
-    for jobs in sorted(groups.values(), key=len, reverse=True):
-        min(shares, key=len).extend(jobs)
-    return shares
-
-
-def _train(context: Context, groups: dict[str, list[Job]]) -> dict[str, str]:
-    from unidetox_ray.stages.cluster import concurrent_groups
-
-    context.connect()
-    cluster, storage = context.experiment.cluster, context.folder.root / "ray"
-    at_once = concurrent_groups(cluster, len(groups))
-
-    def group(jobs: list[Job]) -> list[Outcome]:
-        families = "-".join(dict.fromkeys(job.family for job in jobs))
-        return run_group(
-            f"finetune-{families}-{digest([job.key for job in jobs])[:12]}", jobs, cluster, storage
-        )
-
-    everything: list[Job] = [job for jobs in groups.values() for job in jobs]
-    outcomes: list[Any] = []
-    with (
-        watched(context, "fine-tuning", everything),
-        ThreadPoolExecutor(at_once, thread_name_prefix="family") as pool,
-    ):
-        for result in pool.map(group, dealt(groups, at_once)):
-            outcomes.extend(result)
-    return {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}

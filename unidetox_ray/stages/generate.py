@@ -23,6 +23,7 @@ from unidetox_ray.schemas import GENERATIONS, check, frame
 from unidetox_ray.settings import EvaluateSection
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.opening import OpenModel
 from unidetox_ray.stages.orders import clear_parts, fulfil
 
 #: Fields of `evaluate` that shape the text, and nothing that only shapes its judgement.
@@ -31,31 +32,6 @@ TEXT_FIELDS = {
 }  # fmt: skip
 
 _NOT_OPENED = "model not opened: "
-
-
-class OpenModel:
-    """The model of the cell in hand; orders come cell by cell, so each is loaded once per actor."""
-
-    def __init__(self, device: str, precision: str) -> None:
-        self.device, self.dtype = device, {"fp32": "float32", "bf16": "bfloat16"}[precision]
-        self.path: str | None = None
-        self.model: Any = None
-        self.tokenizer: Any = None
-
-    def open(self, handle: dict[str, Any]) -> tuple[Any, Any]:
-        from unidetox_ray.families.loading import load_model, load_tokenizer
-        from unidetox_ray.families.runners import forget_runner
-
-        if handle["path"] != self.path:
-            if self.model is not None:
-                forget_runner(self.model)  # it knows the model, which would otherwise outlive its last user
-            self.model = self.path = None  # two large models do not fit side by side
-            self.tokenizer = load_tokenizer(handle["path"], revision=handle.get("revision"))
-            self.model = load_model(
-                handle["path"], dtype=self.dtype, device=self.device, revision=handle.get("revision")
-            ).eval()
-            self.path = handle["path"]
-        return self.model, self.tokenizer
 
 
 class GenerateWorker:

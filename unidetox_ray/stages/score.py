@@ -27,7 +27,7 @@ class ScoreWorker:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from unidetox_ray.stages.cluster import prepare_process
-        from unidetox_ray.stages.generate import OpenModel
+        from unidetox_ray.stages.opening import OpenModel
 
         self.settings = settings
         self.device = prepare_process(settings["threads"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from unidetox_ray.stages.finetune import dealt
+from unidetox_ray.stages.groups import dealt
 
 FAMILIES: dict[str, list[Any]] = {
     "gpt2": ["g1", "g2"],

@@ -1,0 +1,101 @@
+"""What every decoding method gets in the tests: a family's untrained base, a toxic copy and an expert copy of it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unidetox_ray import registry
+from unidetox_ray.core.steering import Steering
+from unidetox_ray.data.world import World
+from unidetox_ray.families.loading import encode, special_ids
+from unidetox_ray.families.scratch import build_model
+from unidetox_ray.families.tokenizers import train_tokenizer
+from unidetox_ray.methods.base import DecodingMethod, FitTexts
+from unidetox_ray.settings import ScratchSection
+
+SPEC = ScratchSection(hidden=32, layers=2, heads=2, max_positions=64, seed=5)
+VOCAB = 320
+
+
+@dataclass
+class Kit:
+    """One family's models and tokenizers by role, prompts of mixed lengths, and what methods fitted here."""
+
+    family: str
+    models: dict[str, Any]
+    tokenizers: dict[str, Any]
+    prompts: list[list[int]]
+    ids: Any
+    texts: FitTexts
+    root: Path
+    fits: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Any:
+        return self.models["base"]
+
+    def steering(self, method: DecodingMethod, **settings: Any) -> Steering:
+        """The method with these settings over this family's models; its fit is made on first need."""
+        chosen = method.settings.model_validate(settings)
+        roles = {"base", *(method.needed_for(chosen) - {"fit"})}
+        return method.steering(
+            chosen,
+            {role: self.models[role] for role in roles},
+            {role: self.tokenizers[role] for role in roles},
+            self._fit(method) if "fit" in method.needed_for(chosen) else None,
+        )
+
+    def _fit(self, method: DecodingMethod) -> Path:
+        if method.name not in self.fits:
+            assert method.fit is not None, f"{method.name} needs a fit and has none"
+            folder = self.root / f"{self.family}-{method.name}"
+            folder.mkdir()
+            method.fit(self.base, self.tokenizers["base"], self.texts, method.settings(), folder, "cpu", 0)
+            self.fits[method.name] = folder
+        return self.fits[method.name]
+
+
+def decoding_methods() -> list[str]:
+    """The registered methods of kind `decoding`."""
+    return [name for name in registry.names("methods") if registry.lookup("methods", name).kind == "decoding"]
+
+
+def make_kit(family_name: str, root: Path) -> Kit:
+    """Random weights, three times as large as initialised so that mistakes show; the copies differ from them by noise."""
+    family = registry.lookup("families", family_name)
+    texts = World(0).pretrain(200)["text"].to_list()
+    tokenizer = train_tokenizer(family, texts, VOCAB)
+    base = build_model(family, tokenizer, SPEC).eval()
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight.mul_(3)
+    prompts = [
+        encode(tokenizer, text, bos="always")[:length]
+        for text, length in zip(texts, (3, 11, 1, 7), strict=False)
+    ]
+    models = {"base": base, "toxic": _noisy(base, 1), "expert": _noisy(base, 2)}
+    fit_texts = FitTexts(toxic=World(0).toxic(40)["text"].to_list(), clean=texts[:40])
+    return Kit(
+        family_name,
+        models,
+        dict.fromkeys(models, tokenizer),
+        prompts,
+        special_ids(tokenizer, base.config),
+        fit_texts,
+        root,
+    )
+
+
+def _noisy(model: Any, seed: int) -> Any:
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in other.parameters():
+            if weight.dim() == 2:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.2 * weight.std())
+    return other
