@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types imports check clean browser
+.PHONY: setup demo test test-long lint types imports check clean browser
 
 setup: $(STAMP)
 
@@ -28,7 +28,11 @@ browser:
 	|| echo "no Chromium here: the browser tests will skip"
 
 test: $(VENV)/.kernels browser
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not long"
+
+# A few tests of most of a minute each; CI runs them too.
+test-long: $(VENV)/.kernels
+	$(BIN)/python -m pytest -q -m long
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

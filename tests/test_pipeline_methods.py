@@ -14,7 +14,7 @@ from unidetox_ray import pipeline
 from unidetox_ray.config import load
 from unidetox_ray.families.loading import load_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 METHODS = ["base", "clean_text", "task_arithmetic", {"method": "task_arithmetic", "label": "neutral", "settings": {"strength": 0}}, "dexperts"]  # fmt: skip
 LABELS = ("base", "clean_text", "task_arithmetic", "neutral", "dexperts")

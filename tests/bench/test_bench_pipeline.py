@@ -36,7 +36,7 @@ def small(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_plain_calls_make_what_ray_makes(small, tmp_path):
     options = Options(experiment=str(small), texts=8, cache=tmp_path / "cache")
     record = bench("pipeline", options).as_dict()

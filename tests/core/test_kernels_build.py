@@ -22,7 +22,7 @@ def python(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_kernel_compiles_for_sm_80_and_sm_90(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     done = python(str(PROGRAM), "80", "90", cache=tmp_path)

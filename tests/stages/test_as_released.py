@@ -26,7 +26,7 @@ from unidetox_ray.stages.continuations import continuations
 from unidetox_ray.stages.corpus import CorpusWorker
 from unidetox_ray.stages.training import loop_settings, rows_of, set_dropout
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 CELL = "opt-unidetox-s5"
 
