@@ -227,7 +227,7 @@ def test_distill_writes_the_released_layout_and_is_not_done_twice(workplace):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_finetune_generate_and_score_one_model(workplace):
     from unidetox_ray.families.loading import load_model
 
@@ -269,7 +269,7 @@ def test_finetune_generate_and_score_one_model(workplace):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_and_report_again(workplace):
     """The rest of the experiment, on the corpus that `distill` left; then its report from the files alone."""
     done = call(
