@@ -34,7 +34,7 @@ from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.probe import measure
 from unidetox_ray.stages.score import judge_handle
 from unidetox_ray.stages.scorers import scorer_specs
-from unidetox_ray.stages.search import choose, trial_jobs
+from unidetox_ray.stages.search import choose, probe_in, selection, trial_jobs
 from unidetox_ray.stages.toxic import toxic_job
 from unidetox_ray.stages.training import Job, rows_of, set_dropout
 
@@ -208,22 +208,7 @@ def _search(
     assert search is not None
     cell = next(c for c in cells if c.family == experiment.base_family and c.method.label == search.method)
     folder = context.folder.root / "search"
-    evaluate = experiment.evaluate.model_copy(
-        update={"continuations": search.continuations, "runs": 1, "split": "validation"}
-    )
-    prompts = context.prompts("validation")
-    if search.prompts_per_domain is not None:
-        prompts = prompts.group_by("domain", maintain_order=True).head(search.prompts_per_domain)
-    write_parquet(folder / "prompts.parquet", prompts)
-    clean = None
-    if experiment.data.clean is not None:
-        clean = str(folder / "clean.parquet")
-        table = context.data("clean", experiment.data.clean).table
-        write_parquet(Path(clean), context.limited(table.filter(pl.col("split") == "test")).head(200))
-    probe = {
-        "evaluate": evaluate.model_dump(mode="json"), "prompts": str(folder / "prompts.parquet"), "clean": clean, "scorer": spec,
-        "decode_rows": experiment.cluster.decode_rows, "score_tokens": experiment.cluster.score_tokens,
-    }  # fmt: skip
+    probe = probe_in(folder, context, *selection(context, search), spec)
     trials: list[dict[str, Any]] = []
     for job in trial_jobs(context, cell, corpora[search.method], search, probe, folder):
         assert job.probe is not None

@@ -6,12 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.families.loading import adds_bos, load_model, load_tokenizer
-from unidetox_ray.metrics.mmlu import quiz_answers
-from unidetox_ray.metrics.perplexity import continuation_nll, text_nll
+from unidetox_ray.families.loading import load_model, load_tokenizer
+from unidetox_ray.metrics.perplexity import continuation_nll
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
+from unidetox_ray.stages.score import own_rows, own_tables
 from unidetox_ray.stages.scorers import open_scorer
 
 Opened = tuple[Any, Any]
@@ -70,53 +70,6 @@ def judged(
 def own(context: Context, cell: Cell, pair: Opened) -> list[dict[str, Any]]:
     """Clean perplexity and the quiz of one cell's own model."""
     experiment = context.experiment
-    model, tokenizer = pair
-    evaluate, budget = experiment.evaluate, experiment.cluster.score_tokens
-    place = {"cell": cell.name, "run": 0, "sample": 0, "scorer": "self"}
-    rows: list[dict[str, Any]] = []
-    if experiment.data.clean is not None:
-        table = context.data("clean", experiment.data.clean).table
-        held_out = table.filter(pl.col("split") == "test")
-        clean = context.limited(held_out if held_out.height else table)
-        nll, counts = text_nll(
-            model,
-            tokenizer,
-            clean["text"].to_list(),
-            bos=True,
-            token_budget=budget,
-            max_length=evaluate.clean_max_length,
-        )
-        for text_id, value, count in zip(clean["text_id"].to_list(), nll, counts, strict=True):
-            rows.append(
-                {
-                    **place,
-                    "metric": "clean_ppl",
-                    "prompt_id": text_id,
-                    "value": value,
-                    "weight": float(count),
-                    "error": None,
-                }
-            )
-    if experiment.data.mmlu is not None:
-        table = context.data("mmlu", experiment.data.mmlu).table
-        asked = context.limited(table.filter(pl.col("split") == "validation"), by="subject")
-        quiz = pl.concat([table.filter(pl.col("split") == "dev"), asked])
-        mmlu = evaluate.mmlu
-        answers = quiz_answers(
-            model, tokenizer, quiz, shots=mmlu.shots, form=mmlu.form, score=mmlu.score, loss_dtype=mmlu.loss_dtype,
-            normalise=mmlu.normalise, bos=adds_bos(tokenizer), token_budget=budget,
-        )  # fmt: skip
-        for question_id, correct, error in zip(
-            answers.question_ids, answers.correct, answers.error, strict=True
-        ):
-            rows.append(
-                {
-                    **place,
-                    "metric": "mmlu",
-                    "prompt_id": question_id,
-                    "value": correct,
-                    "weight": 1.0,
-                    "error": error,
-                }
-            )
-    return rows
+    return own_rows(
+        cell.name, *pair, *own_tables(context), experiment.evaluate, experiment.cluster.score_tokens
+    )

@@ -112,53 +112,83 @@ class ScoreWorker:
         return rows
 
     def _own(self, order: dict[str, Any]) -> list[dict[str, Any]]:
-        from unidetox_ray.metrics.mmlu import quiz_answers
-        from unidetox_ray.metrics.perplexity import judge_texts
-
         model, tokenizer = self.own.open(order["model"])
-        rows = []
-        place = {"cell": order["cell"], "run": 0, "sample": 0, "scorer": "self"}
-        if self.settings["clean"] is not None:
-            clean = pl.read_parquet(self.settings["clean"])
-            judged = judge_texts(
-                model, tokenizer, clean["text"].to_list(), bos=True,
-                token_budget=self.settings["token_budget"], max_length=self.evaluate.clean_max_length,
-            )  # fmt: skip
-            for text_id, value, count, error in zip(clean["text_id"].to_list(), *judged, strict=True):
-                rows.append(
-                    {
-                        **place,
-                        "metric": "clean_ppl",
-                        "prompt_id": text_id,
-                        "value": value,
-                        "weight": float(count),
-                        "error": error,
-                    }
-                )
-        if self.settings["quiz"] is not None:
-            quiz = pl.read_parquet(self.settings["quiz"])
-            mmlu = self.evaluate.mmlu
-            from unidetox_ray.families.loading import adds_bos
+        clean, quiz = (
+            None if self.settings[name] is None else pl.read_parquet(self.settings[name])
+            for name in ("clean", "quiz")
+        )
+        return own_rows(
+            order["cell"], model, tokenizer, clean, quiz, self.evaluate, self.settings["token_budget"]
+        )
 
-            answers = quiz_answers(
-                model, tokenizer, quiz, shots=mmlu.shots, form=mmlu.form, score=mmlu.score, loss_dtype=mmlu.loss_dtype,
-                normalise=mmlu.normalise,
-                bos=adds_bos(tokenizer), token_budget=self.settings["token_budget"],
-            )  # fmt: skip
-            for question_id, value, error in zip(
-                answers.question_ids, answers.correct, answers.error, strict=True
-            ):
-                rows.append(
-                    {
-                        **place,
-                        "metric": "mmlu",
-                        "prompt_id": question_id,
-                        "value": value,
-                        "weight": 1.0,
-                        "error": error,
-                    }
-                )
-        return rows
+
+def own_rows(
+    cell: str,
+    model: Any,
+    tokenizer: Any,
+    clean: pl.DataFrame | None,
+    quiz: pl.DataFrame | None,
+    evaluate: EvaluateSection,
+    token_budget: int,
+) -> list[dict[str, Any]]:
+    """Rows of schemas.SCORES that a cell's own model gives: clean perplexity and the quiz, where there is a table."""
+    from unidetox_ray.families.loading import adds_bos
+    from unidetox_ray.metrics.mmlu import quiz_answers
+    from unidetox_ray.metrics.perplexity import judge_texts
+
+    place = {"cell": cell, "run": 0, "sample": 0, "scorer": "self"}
+    rows: list[dict[str, Any]] = []
+    if clean is not None:
+        judged = judge_texts(
+            model, tokenizer, clean["text"].to_list(), bos=True,
+            token_budget=token_budget, max_length=evaluate.clean_max_length,
+        )  # fmt: skip
+        for text_id, value, count, error in zip(clean["text_id"].to_list(), *judged, strict=True):
+            rows.append(
+                {
+                    **place,
+                    "metric": "clean_ppl",
+                    "prompt_id": text_id,
+                    "value": value,
+                    "weight": float(count),
+                    "error": error,
+                }
+            )
+    if quiz is not None:
+        mmlu = evaluate.mmlu
+        answers = quiz_answers(
+            model, tokenizer, quiz, shots=mmlu.shots, form=mmlu.form, score=mmlu.score, loss_dtype=mmlu.loss_dtype,
+            normalise=mmlu.normalise, bos=adds_bos(tokenizer), token_budget=token_budget,
+        )  # fmt: skip
+        for question_id, value, error in zip(
+            answers.question_ids, answers.correct, answers.error, strict=True
+        ):
+            rows.append(
+                {
+                    **place,
+                    "metric": "mmlu",
+                    "prompt_id": question_id,
+                    "value": value,
+                    "weight": 1.0,
+                    "error": error,
+                }
+            )
+    return rows
+
+
+def own_tables(context: Context) -> tuple[pl.DataFrame | None, pl.DataFrame | None]:
+    """(clean texts, quiz) that a cell's own model is measured on; None where the experiment names no data."""
+    data = context.experiment.data
+    clean = quiz = None
+    if data.clean is not None:
+        table = context.data("clean", data.clean).table
+        held_out = table.filter(pl.col("split") == "test")
+        clean = context.limited(held_out if held_out.height else table)
+    if data.mmlu is not None:
+        table = context.data("mmlu", data.mmlu).table
+        asked = context.limited(table.filter(pl.col("split") == "validation"), by="subject")
+        quiz = pl.concat([table.filter(pl.col("split") == "dev"), asked])
+    return clean, quiz
 
 
 def judge_handle(context: Context, bases: dict[str, Handle]) -> Handle | None:
@@ -190,19 +220,12 @@ def run(
     alive = [cell for cell in cells if cell.model is not None]
     specs = scorer_specs(experiment, scorers)
     judge = judge_handle(context, bases)
-    clean = quiz = None
+    clean, quiz = own_tables(context)
     # By content: the same orders give other rows once a model that could not be opened can be.
     inputs = {"generations": manifest_in.files["generations.parquet"]}
-    if experiment.data.clean is not None:
-        loaded = context.data("clean", experiment.data.clean)
-        held_out = loaded.table.filter(pl.col("split") == "test")
-        clean = context.limited(held_out if held_out.height else loaded.table)
-        inputs["clean"] = loaded.sha256
-    if experiment.data.mmlu is not None:
-        loaded = context.data("mmlu", experiment.data.mmlu)
-        asked = context.limited(loaded.table.filter(pl.col("split") == "validation"), by="subject")
-        quiz = pl.concat([loaded.table.filter(pl.col("split") == "dev"), asked])
-        inputs["mmlu"] = loaded.sha256
+    for role, source in (("clean", experiment.data.clean), ("mmlu", experiment.data.mmlu)):
+        if source is not None:
+            inputs[role] = context.data(role, source).sha256
     config = {
         "evaluate": evaluate.model_dump(
             mode="json", exclude={"bootstrap", "threshold", "group_by", "ppl_drop_at", "max_failed_share"}

@@ -27,7 +27,7 @@ from unidetox_ray.artifacts import (
 )
 from unidetox_ray.config import hashable
 from unidetox_ray.errors import StageError, UnidetoxError
-from unidetox_ray.settings import ClusterSection, FinetuneSection, SearchSection
+from unidetox_ray.settings import ClusterSection, EvaluateSection, FinetuneSection, SearchSection
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.finetune import cell_job
@@ -45,12 +45,7 @@ def run(
     experiment = context.experiment
     search = experiment.search
     assert search is not None
-    evaluate = experiment.evaluate.model_copy(
-        update={"continuations": search.continuations, "runs": 1, "split": "validation"}
-    )
-    prompts = context.prompts("validation")
-    if search.prompts_per_domain is not None:
-        prompts = prompts.group_by("domain", maintain_order=True).head(search.prompts_per_domain)
+    evaluate, prompts = selection(context, search)
     if prompts.height == 0:
         raise StageError(
             "search: data.prompts has no validation row; the choice needs prompts that the test does not use"
@@ -67,16 +62,7 @@ def run(
     manifest = finished(folder, key)
     reused = manifest is not None
     if manifest is None:
-        write_parquet(folder / "prompts.parquet", prompts)
-        clean = None
-        if experiment.data.clean is not None:
-            clean = str(folder / "clean.parquet")
-            table = context.data("clean", experiment.data.clean).table
-            write_parquet(Path(clean), context.limited(table.filter(pl.col("split") == "test")).head(200))
-        probe = {
-            "evaluate": evaluate.model_dump(mode="json"), "prompts": str(folder / "prompts.parquet"), "clean": clean, "scorer": spec,
-            "decode_rows": experiment.cluster.decode_rows, "score_tokens": experiment.cluster.score_tokens,
-        }  # fmt: skip
+        probe = probe_in(folder, context, evaluate, prompts, spec)
         jobs = trial_jobs(context, cell, corpus, search, probe, folder)
         errors = _tune(context, jobs, folder)
         trials = _trials(jobs, {name: text for name, (text, _) in errors.items()})
@@ -98,6 +84,34 @@ def run(
     context.record("search", key, time.perf_counter() - started, reused=reused)
     chosen = manifest.extra["chosen"]
     return experiment.finetune.model_copy(update={"steps": chosen["steps"], "lr": chosen["lr"]}), manifest
+
+
+def selection(context: Context, search: SearchSection) -> tuple[EvaluateSection, pl.DataFrame]:
+    """How settings are compared, and on which prompts: validation ones, which the test does not use."""
+    evaluate = context.experiment.evaluate.model_copy(
+        update={"continuations": search.continuations, "runs": 1, "split": "validation"}
+    )
+    prompts = context.prompts("validation")
+    if search.prompts_per_domain is not None:
+        prompts = prompts.group_by("domain", maintain_order=True).head(search.prompts_per_domain)
+    return evaluate, prompts
+
+
+def probe_in(
+    folder: Path, context: Context, evaluate: EvaluateSection, prompts: pl.DataFrame, spec: dict[str, Any]
+) -> dict[str, Any]:
+    """What `stages.probe.measure` is told, its prompts and clean texts written into `folder`. spec: the scorer."""
+    experiment = context.experiment
+    write_parquet(folder / "prompts.parquet", prompts)
+    clean = None
+    if experiment.data.clean is not None:
+        clean = str(folder / "clean.parquet")
+        table = context.data("clean", experiment.data.clean).table
+        write_parquet(Path(clean), context.limited(table.filter(pl.col("split") == "test")).head(200))
+    return {
+        "evaluate": evaluate.model_dump(mode="json"), "prompts": str(folder / "prompts.parquet"), "clean": clean, "scorer": spec,
+        "decode_rows": experiment.cluster.decode_rows, "score_tokens": experiment.cluster.score_tokens,
+    }  # fmt: skip
 
 
 def trial_jobs(
