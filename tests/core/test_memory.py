@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unidetox_ray.core.batching import out_of_memory
 from unidetox_ray.core.memory import (
     Shape,
     buckets,
     free_bytes,
-    is_out_of_memory,
     peak_bytes,
     row_bytes,
     rows_that_fit,
@@ -146,7 +146,7 @@ def test_other_errors_and_the_last_row_are_raised() -> None:
         raise error
 
     for error in (RuntimeError("shapes do not fit"), ValueError("out of memory")):
-        assert not is_out_of_memory(error)
+        assert not out_of_memory(error)
         with pytest.raises(type(error)):
             with_fewer_rows(work, 8)
     error = torch.OutOfMemoryError("CUDA out of memory")

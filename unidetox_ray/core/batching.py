@@ -15,6 +15,12 @@ CPU_VALUES = 2**21
 #: Fewer tokens than this leave the matrix products too few rows.
 CPU_LEAST = 256
 
+#: What allocators say when memory is short, in lower case.
+_SHORT_OF_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "defaultcpuallocator", "not enough memory", "out of memory",
+    "bad alloc",
+)  # fmt: skip
+
 T = TypeVar("T")
 
 
@@ -129,9 +135,8 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The CPU's allocator has no exception of its own.
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory")
-    )
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _SHORT_OF_MEMORY)
 
 
 def release_memory() -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from unidetox_ray.core import kernels
+from unidetox_ray.core.batching import out_of_memory, release_memory
 from unidetox_ray.core.decoder import Decoder
 from unidetox_ray.errors import ModelError
 
@@ -36,14 +37,6 @@ _ROW_GRAIN = 8
 #: Bytes per entry of (B, V) that the plain sampler holds at its peak (float32 scores, probabilities, a sorted copy, its
 #: indices), and the fused one.
 _PLAIN_SAMPLER, _FUSED_SAMPLER = 32, 0
-#: What allocators say when memory is short; CUDA has an error class of its own.
-_SHORT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad alloc",
-    "cannot allocate memory",
-)
 
 
 @dataclass(frozen=True)
@@ -190,13 +183,6 @@ def free_bytes(device: torch.device) -> int:
     return page * max(os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES") // 4)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _SHORT_OF_MEMORY)
-
-
 def with_fewer_rows(function: Callable[[int], T], rows: int) -> tuple[T, int]:
     """Call `function(rows)`, with half the rows each time memory runs out.
 
@@ -208,12 +194,11 @@ def with_fewer_rows(function: Callable[[int], T], rows: int) -> tuple[T, int]:
         try:
             return function(rows), rows
         except (RuntimeError, MemoryError) as error:
-            if rows <= 1 or not is_out_of_memory(error):
+            if rows <= 1 or not out_of_memory(error):
                 raise
         # Behind the except clause: the error held the frames, and they the tensors.
         rows //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 def _gib(count: int) -> str:
