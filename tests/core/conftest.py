@@ -1,9 +1,11 @@
-"""A small decoder of random weights."""
+"""A small decoder of random weights, and pairs of small models with the runners that read them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from decode_models import ARCHITECTURES, RUNNERS, model
 
 from unidetox_ray.core.decoder import Block, Decoder, Norm
 from unidetox_ray.core.linear import Matrix
@@ -38,3 +40,15 @@ def decoder(seed: int, device: str = "cpu", dtype: torch.dtype = torch.float32) 
 def random_decoder() -> Callable[..., Decoder]:
     """Makes a decoder from a seed, a device and a dtype."""
     return decoder
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES), scope="module")
+def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Two models of one architecture."""
+    return model(request.param, 0), model(request.param, 1)
+
+
+@pytest.fixture(params=sorted(RUNNERS))
+def runner(request: pytest.FixtureRequest) -> Callable[[torch.nn.Module], Any]:
+    """Makes a model's runner."""
+    return RUNNERS[request.param]

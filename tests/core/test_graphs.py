@@ -164,7 +164,15 @@ class Fake:
     """A runner on a device that is not there."""
 
     vocab, device, refills, shrinks, on_hidden = 5, torch.device("cuda"), True, False, None
-    bound = compute = advanced = None
+
+    def bound(self) -> int:
+        return 0
+
+    def compute(self, tokens: torch.Tensor, longest: int) -> torch.Tensor:
+        return torch.zeros(len(tokens), self.vocab)
+
+    def advanced(self) -> None:
+        """No cache, no length."""
 
 
 def test_why_steps_are_not_captured(
@@ -197,6 +205,8 @@ def test_a_runner_whose_step_is_in_one_piece_is_not_captured() -> None:
     models = LockStep([Whole()])  # type: ignore[list-item]
     why = "Whole does not part its step into the device's work and the host's"
     assert why_not_graphed(models, Mixture(), Sampling()) == why
+    with pytest.raises(TypeError, match="why_not_graphed"):
+        GraphedStep(models, Mixture(), Sampling(), capacity=8)
 
 
 @pytest.mark.gpu

@@ -20,7 +20,7 @@ from unidetox_ray.core.loop import (
     share,
     train,
 )  # fmt: skip
-from unidetox_ray.core.loss import lm_loss, token_nll
+from unidetox_ray.core.loss import lm_loss
 
 ROWS = [[1, 5, 9, 3], [1, 7, 2], [1, 4, 4, 4, 8, 2], [1, 6], [1, 9, 9, 2], [1, 3, 5, 7, 2]]
 
@@ -85,8 +85,6 @@ def test_loss_is_the_mean_negative_log_likelihood_of_the_next_token():
     assert math.isclose(
         float(lm_loss(logits, labels)), -float(torch.log_softmax(logits[0, 0], -1)[2]), rel_tol=1e-6
     )
-    nll, count = token_nll(logits, torch.tensor([[4, 2, 1]]), torch.tensor([[True, True, False]]))
-    assert count.tolist() == [1] and math.isclose(float(nll), float(lm_loss(logits, labels)), rel_tol=1e-6)
 
 
 def test_padding_to_the_batch_or_the_longest_gives_the_same_losses():

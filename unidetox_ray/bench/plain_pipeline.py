@@ -189,6 +189,7 @@ def _corpus(context: Context, entry: Any, models: list[Handle]) -> tuple[Path, A
     }  # fmt: skip
     folder = context.folder.root / f"corpus-{entry.label}"
     table = CorpusWorker(settings).work({"id": "all", "shard": 0, "first": 0, "rows": section.num_texts})
+    assert isinstance(table, pl.DataFrame)
     write_parquet(folder / "corpus.parquet", table)
     return folder, _Made(entry.label, {"sha256": file_sha256(folder / "corpus.parquet")})
 

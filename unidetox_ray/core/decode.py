@@ -133,7 +133,7 @@ class _Job:
         self.holds = np.empty(0, dtype=np.int64)
         self.last = torch.empty(0, dtype=torch.long, device=self.device)
         self.look_every = _LOOK_EVERY.get(self.device.type, _LOOK_EVERY_ELSEWHERE)
-        self.step = EagerStep(models, mixture, sampling)
+        self.step: EagerStep  # belongs to an `open` of the models
         self._counted = torch.arange(max(self.look_every, 1), device=self.device)[:, None]
 
     def run(self, rows: int, tell: Callable[[int], None]) -> list[Decoded]:

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ Work = Callable[[], None]
 Capture = Callable[[Work], Work]
 
 
+@runtime_checkable
 class Capturable(Protocol):
     """A runner whose step is cut into the device's part and the host's (`core.lean.LeanRunner`)."""
 
@@ -91,6 +92,9 @@ class GraphedStep(EagerStep):
     ) -> None:
         """capacity: the caches'. capture: how to record (None: a CUDA graph). lengths: the buckets of the longest
         row, rising, the last one at least the capacity (None: chosen by `core.memory.buckets`)."""
+        self._runners = [runner for runner in models.runners if isinstance(runner, Capturable)]
+        if len(self._runners) < len(models.runners):
+            raise TypeError("a model's step cannot be captured; ask why_not_graphed first")
         super().__init__(models, mixture, sampling)
         self.capacity = capacity
         loose = kernels.why_not(models.device) is None
@@ -104,7 +108,6 @@ class GraphedStep(EagerStep):
         self._warm: set[tuple[int, ...]] = set()
         self._hooks: list[Any] = []
         self._tokens = self._numbers = torch.empty(0)
-        self._runners: list[Any] = list(models.runners)
 
     @torch.inference_mode()
     def __call__(self, last: Tensor, numbers: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ class GraphedStep(EagerStep):
 
     def _work(self, longest: int) -> None:
         """The device's part of a step, from the static inputs to the static output."""
-        logits = self.models.each(lambda runner: _compute(runner, self._tokens, longest))
+        logits = self.models.each(lambda runner: cast(Capturable, runner).compute(self._tokens, longest))
         self._tokens.copy_(self.draw(logits, self._numbers))
 
     def _captured_work(self, longest: int) -> Work | None:
@@ -188,11 +191,6 @@ class GraphedStep(EagerStep):
         return numbers
 
 
-def _compute(runner: Any, tokens: Tensor, longest: int) -> Tensor:
-    logits: Tensor = runner.compute(tokens, longest)
-    return logits
-
-
 class _CudaCapture:
     """Records into CUDA graphs that share one pool of memory: only one of them runs at a time."""
 
@@ -219,7 +217,7 @@ def why_not_graphed(models: LockStep, mixture: Mixture, sampling: Sampling) -> s
     if models.device.type != "cuda":
         return f"graphs are for CUDA devices, the models lie on {models.device.type}"
     for runner in models.runners:
-        if not all(hasattr(runner, name) for name in ("bound", "compute", "advanced")):
+        if not isinstance(runner, Capturable):
             return f"{type(runner).__name__} does not part its step into the device's work and the host's"
     no_kernel = kernels.why_not(models.device)
     cuts = sampling.top_p < 1.0 or (mixture.nucleus is not None and mixture.nucleus < 1.0)

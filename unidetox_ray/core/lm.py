@@ -40,16 +40,10 @@ class CachedLM:
         # Logits of the prompt's inner positions are never read; models that can skip them do.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
-    def prefill(self, ids: Tensor, mask: Tensor, copies: int = 1) -> Tensor:
-        """Read left-padded prompts (B, T); `copies` > 1 gives every prompt that many rows after one pass."""
-        self.cache = None
-        logits = self._forward(ids, mask)
-        if copies > 1:
-            self.cache.batch_repeat_interleave(copies)
-            mask = mask.repeat_interleave(copies, dim=0)
-            logits = logits.repeat_interleave(copies, dim=0)
-        self.mask = mask
-        return logits
+    def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Read left-padded prompts, (B, T) int64 ids and mask."""
+        self.cache, self.mask = None, mask
+        return self._forward(ids, mask)
 
     def step(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Append one token per row, (B,) int64. `cache` replaces this model's own for this step alone."""
@@ -58,12 +52,6 @@ class CachedLM:
         if cache is not None:
             self.cache = cache
         return self._forward(tokens.unsqueeze(1), self.mask)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget every row of the batch but these, (K,) int64."""
-        assert self.mask is not None, "keep() before prefill()"
-        self.mask = self.mask[rows]
-        self.cache.batch_select_indices(rows)
 
     def copy_cache(self) -> Any:
         return copy.deepcopy(self.cache)

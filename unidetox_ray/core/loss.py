@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,15 +20,3 @@ def lm_loss(logits: Tensor, labels: Tensor, targets: int | None = None) -> Tenso
     if targets is None:
         return F.cross_entropy(predicted, wanted, ignore_index=IGNORE)
     return F.cross_entropy(predicted, wanted, ignore_index=IGNORE, reduction="sum") / targets
-
-
-def token_nll(logits: Tensor, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood and number of tokens per row.
-
-    logits: (B, T, V). ids: (B, T) int64. counted: (B, T) bool, True where the token itself is scored; column 0
-    cannot be scored and is ignored. Returns ((B,) float64 nats, (B,) int64).
-    """
-    predicted = torch.log_softmax(logits[:, :-1].float(), dim=-1)
-    picked = predicted.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1).double()
-    wanted = counted[:, 1:]
-    return -(picked * wanted).sum(dim=-1), wanted.sum(dim=-1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from unidetox_ray.core.loop import Batch, LoopSettings
+from unidetox_ray.core.batch import Batch
+from unidetox_ray.core.loop import LoopSettings
 from unidetox_ray.settings import DeepSpeedSection
 
 
