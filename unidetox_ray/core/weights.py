@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -39,18 +39,20 @@ class Layout:
     """Every tensor of an architecture once, in the model's order.
 
     tied: other names of tensors in `parts`, to the name they stand under there. prefix: of the model's body; files of
-    the body alone lack it.
+    the body alone lack it. stored: names that files use in the place of the model's, to the model's.
     """
 
     parts: Mapping[str, Part]
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     prefix: str = ""
+    stored: Mapping[str, str] = field(default_factory=dict)
 
     def canonical(self, name: str) -> str | None:
         """The name in `parts` of a tensor of a file; None for what is no tensor of this architecture."""
         for candidate in (name, f"{self.prefix}.{name}"):
-            found = self.tied.get(candidate, candidate)
+            known = self.stored.get(candidate, candidate)
+            found = self.tied.get(known, known)
             if found in self.parts:
                 return found
         return None

@@ -30,7 +30,23 @@ def layout_of(config: PretrainedConfig) -> Layout:
             continue
         parts[name] = Part(name, roles.get(name.rpartition(".")[0], "other"))
         shapes[name] = tuple(tensor.shape)
-    return Layout(parts, shapes, tied, str(model.base_model_prefix))
+    return Layout(parts, shapes, tied, str(model.base_model_prefix), _stored_names(model))
+
+
+def _stored_names(model: Any) -> dict[str, str]:
+    """Names under which transformers saves a model's tensors, to the model's own, where these differ (GPT-NeoX's head)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if not get_model_conversion_mapping(model, add_legacy=False):
+        return {}
+    found: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        # Of a tensor that is stored in pieces, or together with others, nothing here makes sense: its names stay foreign.
+        saved = revert_weight_conversion(model, {name: tensor})
+        if len(saved) == 1 and next(iter(saved.values())).shape == tensor.shape:
+            found[next(iter(saved))] = name
+    return {theirs: ours for theirs, ours in found.items() if theirs != ours}
 
 
 def _roles(model: Any) -> dict[str, Role]:
