@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from unidetox_ray.artifacts import RunFolder
 from unidetox_ray.config import resolve
@@ -19,6 +19,8 @@ from unidetox_ray.data import hub
 from unidetox_ray.data.base import Options, Request
 from unidetox_ray.errors import ConfigError, DataError, ModelError
 from unidetox_ray.families.loading import load_model, load_tokenizer
+from unidetox_ray.metrics.classifier import ToxicityClassifier
+from unidetox_ray.metrics.content_classifier import ContentClassifier
 from unidetox_ray.single import _context
 from unidetox_ray.stages.cells import cells_of
 from unidetox_ray.stages.context import Context, Silent
@@ -229,7 +231,7 @@ def test_no_file_that_is_shipped_names_a_home_folder(root):
 
 
 @pytest.mark.parametrize("token", ["hf_of_this_test", None])
-def test_the_token_goes_with_models_tokenizers_and_data(token, monkeypatch):
+def test_the_token_goes_with_models_tokenizers_classifiers_and_data(token, monkeypatch):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     else:
@@ -240,16 +242,18 @@ def test_the_token_goes_with_models_tokenizers_and_data(token, monkeypatch):
         asked.append((name, options["token"]))
         raise OSError(f"401 Client Error: a gated repo ({options['token']})")
 
-    for loader in (AutoTokenizer, AutoModelForCausalLM):
+    for loader in (AutoTokenizer, AutoModelForCausalLM, AutoConfig):
         monkeypatch.setattr(loader, "from_pretrained", refuse)
     monkeypatch.setattr("datasets.load_dataset", refuse)
     calls = [
         (ModelError, lambda: load_tokenizer("some/model")),
         (ModelError, lambda: load_model("some/model")),
+        (ModelError, lambda: ToxicityClassifier("some/model")),
+        (ModelError, lambda: ContentClassifier("some/model")),
         (DataError, lambda: hub.fetch("some/data", {"a": "a.csv"}, Request(None, Options()), local="a file")),
     ]
     for kind, call in calls:
         with pytest.raises(kind, match="HF_TOKEN") as caught:
             call()
         assert token is None or token not in str(caught.value)
-    assert asked == [("some/model", token), ("some/model", token), ("some/data", token)]
+    assert asked == [("some/model", token)] * 4 + [("some/data", token)]

@@ -164,7 +164,7 @@ def test_a_gated_model_says_what_to_do(name, text, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     error = OSError("cannot open it")
     error.__cause__ = type(name, (Exception,), {})(text)
-    message = str(loading._explained(error, "meta-llama/Llama-2-7b-hf", "model"))
+    message = str(loading.explained(error, "meta-llama/Llama-2-7b-hf", "model"))
     assert "gated" in message and "HF_TOKEN" in message
     assert "hf_secretsecret" not in message
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unidetox_ray import registry
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.base import Family, SpecialIds
+from unidetox_ray.families.bottleneck import is_bottleneck, open_adapted
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,10 +28,10 @@ def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTo
     _check_folder(path_or_id)
     try:
         return AutoTokenizer.from_pretrained(
-            path_or_id, revision=revision, trust_remote_code=False, token=_token()
+            path_or_id, revision=revision, trust_remote_code=False, token=hub_token()
         )
     except Exception as error:  # what the tokenizers library raises for a damaged file is a bare Exception
-        raise _explained(error, path_or_id, "tokenizer") from error
+        raise explained(error, path_or_id, "tokenizer") from error
 
 
 def load_model(
@@ -44,8 +45,9 @@ def load_model(
     """A causal language model from safetensors, in training mode off.
 
     dtype: "float32", "bfloat16", "float16" or "auto" (as stored). random_weights_config: build this config with
-    random weights instead of reading any (dry runs). ModelError: missing, damaged, gated, remote code, .bin only,
-    weights that lack a tensor, or a tokenizer with more tokens than the embedding has rows.
+    random weights instead of reading any (dry runs). A folder of bottleneck adapters (`families.bottleneck`) opens as
+    its base model with them. ModelError: missing, damaged, gated, remote code, .bin only, weights that lack a tensor,
+    or a tokenizer with more tokens than the embedding has rows.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -59,6 +61,9 @@ def load_model(
         )
         return model.eval().to(device)  # type: ignore[arg-type]
     _check_folder(path_or_id)
+    if is_bottleneck(path_or_id):
+        adapted: PreTrainedModel = open_adapted(path_or_id, dtype=dtype, device=device)
+        return adapted
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             path_or_id,
@@ -66,11 +71,11 @@ def load_model(
             dtype=chosen,
             trust_remote_code=False,
             use_safetensors=True,
-            token=_token(),
+            token=hub_token(),
             output_loading_info=True,
         )
     except Exception as error:  # damaged files raise nearly anything: SafetensorError, TypeError …
-        raise _explained(error, path_or_id, "model") from error
+        raise explained(error, path_or_id, "model") from error
     model, found = opened
     if lacking := sorted(found["missing_keys"]):
         # transformers fills them with random numbers and warns.
@@ -89,10 +94,10 @@ def load_config(path_or_id: str, revision: str | None = None) -> PretrainedConfi
     _check_folder(path_or_id)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            path_or_id, revision=revision, trust_remote_code=False, token=_token()
+            path_or_id, revision=revision, trust_remote_code=False, token=hub_token()
         )
     except Exception as error:  # a damaged file raises nearly anything
-        raise _explained(error, path_or_id, "config") from error
+        raise explained(error, path_or_id, "config") from error
     return config
 
 
@@ -107,12 +112,12 @@ def local_folder(path_or_id: str, revision: str | None = None) -> Path:
     try:
         return Path(
             snapshot_download(
-                path_or_id, revision=revision, token=_token(),
+                path_or_id, revision=revision, token=hub_token(),
                 allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
             )
         )  # fmt: skip
     except Exception as error:  # the hub's and the network's own kinds
-        raise _explained(error, path_or_id, "model") from error
+        raise explained(error, path_or_id, "model") from error
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None) -> SpecialIds:
@@ -170,6 +175,7 @@ def family_of(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
         start_token="bos" if has_bos else "eos",
         adapter_targets=_COMMON_TARGETS,
         value_matrices=(r".*\.mlp\.down_proj\.weight",),
+        sublayers=(r".*\.self_attn\.o_proj", r".*\.mlp\.down_proj"),
         licence="see the model's own card",
         tiny_config=None,
         train_tokenizer=None,
@@ -201,7 +207,7 @@ def meta_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _token() -> str | None:
+def hub_token() -> str | None:
     """From the environment only, so that it can never stand in a config or a log."""
     return os.environ.get("HF_TOKEN") or None
 
@@ -229,7 +235,7 @@ def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
         )
 
 
-def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
+def explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
     """One line: what is wrong and what to do. The token never stands in it."""
     chain = str(error)
     names: set[str] = set()
@@ -249,9 +255,11 @@ def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
         )
     folder = Path(path_or_id).expanduser()
     only_pickle = folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
-    if what == "model" and (only_pickle or ("safetensors" in low and "does not appear to have" in low)):
+    if what not in ("tokenizer", "config") and (
+        only_pickle or ("safetensors" in low and "does not appear to have" in low)
+    ):
         return ModelError(
-            f"model {path_or_id}: has no .safetensors weights, and .bin (pickle) files are not opened; "
+            f"{what} {path_or_id}: has no .safetensors weights, and .bin (pickle) files are not opened; "
             "take a revision with safetensors, or convert them"
         )
     if "LocalEntryNotFoundError" in names or "OfflineModeIsEnabled" in names or "couldn't connect" in low:

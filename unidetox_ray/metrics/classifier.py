@@ -40,6 +40,8 @@ class ToxicityClassifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from unidetox_ray.families.loading import explained, hub_token
+
         self.source, self.revision, self.label, self.device = source, revision, label, torch.device(device)
         self.sha256 = _weights_hash(source, revision)
         if sha256 is not None and self.sha256 != sha256.lower():
@@ -47,15 +49,14 @@ class ToxicityClassifier:
                 f"scorer {source}: model.safetensors hashes to {self.sha256 or 'nothing (no such file)'}, "
                 f"expected {sha256}; it is not the classifier that was pinned"
             )
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "token": hub_token()}
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, **hub)
             self.model = AutoModelForSequenceClassification.from_pretrained(
-                source, revision=revision, use_safetensors=True, dtype=torch.float32
+                source, use_safetensors=True, dtype=torch.float32, **hub
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"scorer {source}: cannot be loaded ({error}); give a folder or hub id of a classifier"
-            ) from error
+        except Exception as error:  # damaged files raise nearly anything
+            raise explained(error, source, "scorer") from error
         self.model.to(self.device).eval()
         labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
         found = [index for index, name in labels.items() if name.lower() == label.lower()]
@@ -76,11 +77,11 @@ class ToxicityClassifier:
         """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is.
 
         Equal texts are scored once. Batches are sorted by length and hold at most `token_budget` tokens (fewer
-        on the CPU, see `cpu_budget`): what a text scores does not depend on its neighbours beyond 1e-5.
+        on the CPU, see `budget`): what a text scores does not depend on its neighbours beyond 1e-5.
         """
         import torch
 
-        from unidetox_ray.core.batching import cpu_budget, in_batches, reason, shares_of, side_by_side
+        from unidetox_ray.core.batching import in_batches, reason, shares_of, side_by_side
         from unidetox_ray.core.packing import packed_linears
 
         self.errors = [
@@ -114,8 +115,7 @@ class ToxicityClassifier:
             def failed(row: int, error: Exception) -> None:
                 found[distinct[row]] = reason(error)
 
-            width = int(getattr(self.model.config, "hidden_size", 0))
-            budget = cpu_budget(token_budget, width) if self.device.type == "cpu" else token_budget
+            budget = self.budget(token_budget)
             # Another classifier than the encoder knows: its own forward, with packed layers while it works.
             with packed_linears(self.model, 0 if encoder else sum(lengths)):
                 sizes = [lengths[row] for row in rows]
@@ -136,6 +136,13 @@ class ToxicityClassifier:
                 else:
                     scores[row] = value
         return scores
+
+    def budget(self, token_budget: int) -> int:
+        """Tokens of a batch: on the CPU as many as its caches hold."""
+        from unidetox_ray.core.batching import cpu_budget
+
+        width = int(getattr(self.model.config, "hidden_size", 0))
+        return cpu_budget(token_budget, width) if self.device.type == "cpu" else token_budget
 
     def _logits(self, encoder: PackedEncoder | None, encoded: Any, batch: list[int]) -> torch.Tensor:
         """(texts, labels) float32 of the rows `batch` of the tokenizer's output."""
@@ -200,8 +207,10 @@ def _weights_hash(source: str, revision: str | None) -> str | None:
     if not Path(source).is_dir():
         from transformers.utils.hub import cached_file
 
+        from unidetox_ray.families.loading import hub_token
+
         try:
-            path = cached_file(source, "model.safetensors", revision=revision)
+            path = cached_file(source, "model.safetensors", revision=revision, token=hub_token())
         except OSError:
             # Not there, not reachable or in shards: loading says which; a pinned hash is refused for want of a match.
             return None

@@ -102,13 +102,6 @@ class ContentClassifier(ToxicityClassifier):
         in_batches(rows, [lengths[row] for row in rows], self.budget(token_budget), work, failed)
         return found, [length >= self.max_length for length in lengths]
 
-    def budget(self, token_budget: int) -> int:
-        """Tokens of a batch: on the CPU as many as its caches hold."""
-        from unidetox_ray.core.batching import cpu_budget
-
-        width = getattr(self.model.config, "hidden_size", 768)
-        return cpu_budget(token_budget, width) if self.device.type == "cpu" else token_budget
-
     def about(self) -> dict[str, Any]:
         """What a reader needs in order to judge with the same model again."""
         return {
@@ -125,12 +118,14 @@ def _labels(source: str, revision: str | None) -> tuple[str, ...]:
     """The classifier's labels in the order of its logits; ModelError for a model without a trained classification head."""
     from transformers import AutoConfig
 
+    from unidetox_ray.families.loading import explained, hub_token
+
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"content classifier {source}: cannot be loaded ({error}); give a folder or hub id of a text-classification model"
-        ) from error
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False, token=hub_token()
+        )
+    except Exception as error:  # a damaged file raises nearly anything
+        raise explained(error, source, "content classifier") from error
     kinds = getattr(config, "architectures", None) or []
     # Transformers would put a random head on any other model and say so in a warning alone.
     if not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
