@@ -92,11 +92,12 @@ class CorpusMethod(Method):
 
     kind: Kind = "corpus"
     source: Literal["sample", "text", "select"] = "sample"
-    """sample: decoded here by `mixture`. text: real text, read. select: sampled, scored, the least toxic kept."""
+    """sample: decoded here by `mixture`. text: real text, read. select: sampled or read, scored, the least toxic kept;
+    its settings are a `methods.filtered.Filtered`."""
     recipe: Callable[[Any, CorpusSection], CorpusSection] = _same_section
     """(settings, the experiment's corpus section) -> the corpus section that holds for this method."""
     mixture: Callable[[CorpusSection], Mixture] | None = None
-    """How the models' logits become scores (`sample`); the base model is model 0, the toxic one model 1."""
+    """How the models' logits become scores (`sample`, `select`); the base model is model 0, the toxic one model 1."""
     training: Callable[[Any, FinetuneSection], FinetuneSection] = _same_training
     """(settings, the finetune section, searched values included) -> the finetune section of this method's cells."""
 
@@ -130,6 +131,10 @@ class WeightsMethod(Method):
     """settings -> what the model is stored in ("float32"); None: as the base."""
 
 
+def _nothing_told(_settings: Any, _facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodingMethod(Method):
     """A method that steers the base model while it decodes.
@@ -145,3 +150,5 @@ class DecodingMethod(Method):
     steering: Callable[[Any, Mapping[str, Any], Mapping[str, Any], Path | None], Steering]
     fit: Callable[[Any, Any, FitTexts, Any, Path, str, int], dict[str, Any]] | None = None
     fit_settings: frozenset[str] = frozenset()
+    told: Callable[[Any, Mapping[str, Any]], dict[str, Any]] = _nothing_told
+    """(settings, the facts of its fit) -> what a cell's settings say of the two together."""
