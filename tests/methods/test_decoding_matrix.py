@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from decoding_models import decoding_methods
+from decoding_models import SPEC, decoding_methods
 
 from unidetox_ray import registry
 from unidetox_ray.core.decode import decode, decode_slowly
@@ -19,6 +19,7 @@ from unidetox_ray.data.world import World
 from unidetox_ray.errors import ModelError, UnidetoxError
 from unidetox_ray.families.generic import GenericRunner
 from unidetox_ray.families.runners import runner_of
+from unidetox_ray.families.scratch import build_model
 from unidetox_ray.metrics.mmlu import quiz_answers
 from unidetox_ray.metrics.perplexity import text_nll
 
@@ -99,11 +100,7 @@ def test_neighbours_and_their_padding_do_not_matter(kit, method):
 
 def test_cached_decoding_equals_uncached(kit, method):
     steering = kit.steering(method)
-    hooks = steering.hooks or (None,) * len(steering.models)
-    models = [
-        SteeredModel(Steering((model,), PLAIN, (hook,))) if hook else model
-        for model, hook in zip(steering.models, hooks, strict=True)
-    ]
+    models = [SteeredModel(alone) for alone in steering.alone()]
     slow = decode_slowly(
         models, kit.prompts, uniform=uniforms(11, range(len(kit.prompts) * COPIES), NEW), max_new_tokens=NEW,
         end_ids=[kit.ids.eos], mixture=steering.mixture, copies=COPIES,
@@ -188,3 +185,40 @@ def test_settings_refuse_what_they_do_not_know(method):
         method.settings.model_validate({"strenght": 1})
     with pytest.raises(ValueError, match=method.strength):
         method.settings.model_validate({method.strength: "nan"})
+
+
+@pytest.fixture(params=[name for name in decoding_methods() if registry.lookup("methods", name).fit])
+def fitted(request):
+    return registry.lookup("methods", request.param)
+
+
+def test_a_fit_is_the_same_whenever_it_is_made_and_says_what_it_trained(kit, fitted, tmp_path):
+    settings = kit.settings(fitted)
+    facts = fitted.fit(kit.base, kit.tokenizers["base"], kit.texts, settings, tmp_path, "cpu", 0)
+    assert facts["trainable_parameters"] > 0 and json.loads(json.dumps(facts)) == facts
+    first = {path.name: path.read_bytes() for path in kit.fit(fitted, settings).rglob("*") if path.is_file()}
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == first
+    assert any(name.endswith(".safetensors") for name in first)
+
+
+def test_a_fit_knows_no_setting_that_only_steers(fitted):
+    assert fitted.strength not in fitted.fit_settings
+    assert fitted.fit_settings <= set(fitted.settings.model_fields)
+
+
+def test_a_fit_of_a_model_of_another_width_is_refused(kit, fitted):
+    wide = build_model(
+        registry.lookup("families", kit.family),
+        kit.tokenizers["base"],
+        SPEC.model_copy(update={"hidden": 48}),
+    )
+    settings = kit.settings(fitted)
+    roles = {"base", *(fitted.needed_for(settings) - {"fit"})}
+    with pytest.raises(ModelError) as error:
+        fitted.steering(
+            settings,
+            {role: wide if role == "base" else kit.models[role] for role in roles},
+            {role: kit.tokenizers[role] for role in roles},
+            kit.fit(fitted, settings),
+        )
+    assert "the fit in" in str(error.value) and "\n" not in str(error.value)

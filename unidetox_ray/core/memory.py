@@ -148,6 +148,7 @@ def chosen_rows(runners: Sequence[Any], capacity: int, wanted: int, *, prompt: i
     their shape, a number that is fast (measured at 16 to 512 rows) and small.
     """
     device: torch.device = runners[0].device
+    runners = [part for runner in runners for part in getattr(runner, "parts", (runner,))]
     if device.type != "cuda" or not all(hasattr(runner, "shape") for runner in runners):
         return min(_ROWS, wanted)
     fused = kernels.why_not(device) is None

@@ -14,12 +14,13 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unidetox_ray.core.steering import Hook, Steering
+from unidetox_ray.core.steering import Steering
 
 
 @dataclass
@@ -41,14 +42,14 @@ class Hidden:
 class SteeredModel(nn.Module):
     """A causal language model made of a steering's models; it holds them, and copies nothing.
 
-    `config` is the base model's. A cache holds the layers of all models, one model after the other. Decoding goes
-    through `steering` instead, which truncates and has runners.
+    `config` is the base model's. A cache holds the layers of all models, one model after the other and companions
+    last. Decoding goes through `steering` instead, which truncates and has runners.
     """
 
     def __init__(self, steering: Steering) -> None:
         super().__init__()
         self.steering = steering
-        self.models = nn.ModuleList(steering.models)
+        self.models, self.companions = nn.ModuleList(steering.models), nn.ModuleList(steering.companions)
         self.config = steering.models[0].config
         self.eval()
 
@@ -67,11 +68,12 @@ class SteeredModel(nn.Module):
     ) -> Scored:
         """input_ids (B, T) int64; the rest as in Hugging Face models. logits_to_keep: the last so many, 0 = all."""
         given = _given(input_ids, attention_mask, position_ids, use_cache)
-        if logits_to_keep:
-            given["logits_to_keep"] = logits_to_keep
-        with self._hooked():
-            outputs, cache = _run_all(list(self.models), self.models, given, past_key_values)
-        logits = [output.logits[:, -logits_to_keep:] for output in outputs]  # [-0:] is all of them
+        last = {"logits_to_keep": logits_to_keep} if logits_to_keep else {}
+        outputs: dict[int, Any] = {}
+        with self._hooked(outputs):
+            cache = self._run_all(list(self.models), {**given, **last}, given, past_key_values, outputs)
+        # [-0:] is all of them
+        logits = [outputs[place].logits[:, -logits_to_keep:] for place in range(len(self.models))]
         return Scored(self.steering.scoring.scores(logits), cache)
 
     @property
@@ -88,15 +90,75 @@ class SteeredModel(nn.Module):
         heads = [model.get_output_embeddings() for model in self.models]  # type: ignore[operator]
         return None if any(head is None for head in heads) else _Head(self, heads)
 
+    def _run_all(
+        self,
+        parts: Sequence[Any],
+        given: dict[str, Any],
+        plain: dict[str, Any],
+        cache: Any,
+        outputs: dict[int, Any],
+    ) -> Any:
+        """Run the models, or their bodies, `parts` with `given` and their companions with `plain`.
+
+        outputs: filled by place in `steering.all_models`. Returns the cache of all together: `cache`, or a new one.
+        """
+        models, companions = [*self.models, *self.companions], list(self.companions)
+        layers = [int(model.config.get_text_config(decoder=True).num_hidden_layers) for model in models]
+        caches = [None] * len(models) if cache is None else _separate(cache, layers)
+        jobs = [(part, given) for part in parts] + [(companion, plain) for companion in companions]
+        # The last first: what a companion gives is needed before the head of its model.
+        for place in reversed(range(len(jobs))):
+            part, own = jobs[place]
+            takes = inspect.signature(part.forward).parameters
+            wanted = {name: value for name, value in own.items() if name in takes}
+            if caches[place] is not None:
+                wanted["past_key_values"] = caches[place]
+            outputs[place] = part(**wanted)
+        if not plain["use_cache"]:
+            return None
+        if cache is None:
+            caches = [getattr(outputs[place], "past_key_values", None) for place in range(len(jobs))]
+            if any(not hasattr(own, "layers") for own in caches):
+                return None  # a state-space model's state, for one
+            cache = copy.copy(caches[0])
+        cache.layers = [layer for own in caches for layer in own.layers]  # type: ignore[union-attr]
+        return cache
+
     @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        """Within the block the models' heads see what the hooks make of their hidden states, at every position."""
+    def _hooked(self, outputs: dict[int, Any]) -> Iterator[None]:
+        """Within the block the models' heads see the changed hidden states, at every position.
+
+        outputs: by place in `steering.all_models`, those of the companions by the time a head is called.
+        """
         with ExitStack() as stack:
-            for model, hook in zip(self.models, self.steering.hooks, strict=False):
-                if hook is not None:
+            for place, model in enumerate(self.models):
+                if self._changes(place):
                     head = model.get_output_embeddings()  # type: ignore[operator]
-                    stack.callback(head.register_forward_pre_hook(_everywhere(hook)).remove)
+                    before = partial(self._before_head, place, outputs)
+                    stack.callback(head.register_forward_pre_hook(before).remove)
             yield
+
+    def _before_head(
+        self, place: int, outputs: dict[int, Any], _head: Any, arguments: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        return (self._changed(place, arguments[0], outputs), *arguments[1:])
+
+    def _changes(self, place: int) -> bool:
+        steering = self.steering
+        return any(each[place] is not None for each in (steering.hooks, steering.fusions) if each)
+
+    def _changed(self, place: int, hidden: Tensor, outputs: dict[int, Any]) -> Tensor:
+        """(B, T, H) hidden states of model `place`, fused and hooked."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        fusions, hooks = self.steering.fusions, self.steering.hooks
+        if fusions and (fusion := fusions[place]) is not None:
+            companion = len(self.models) + sum(each is not None for each in fusions[:place])
+            # The model may have been asked for the last positions only.
+            mapped = outputs[companion].logits[:, -hidden.shape[1] :]
+            flat = fusion.fuse(flat, mapped.reshape(flat.shape))
+        if hooks and (hook := hooks[place]) is not None:
+            flat = hook(flat)
+        return flat.reshape(hidden.shape)
 
 
 class _Body:
@@ -114,11 +176,12 @@ class _Body:
         use_cache: bool = False,
     ) -> Hidden:
         given = _given(input_ids, attention_mask, position_ids, use_cache)
-        outputs, cache = _run_all(self._bodies, self._whole.models, given, past_key_values)
-        states = [output.last_hidden_state for output in outputs]
-        for place, hook in enumerate(self._whole.steering.hooks):
-            if hook is not None:
-                states[place] = _applied(hook, states[place])
+        outputs: dict[int, Any] = {}
+        cache = self._whole._run_all(self._bodies, given, given, past_key_values, outputs)
+        states = [outputs[place].last_hidden_state for place in range(len(self._bodies))]
+        for place, hidden in enumerate(states):
+            if self._whole._changes(place):
+                states[place] = self._whole._changed(place, hidden, outputs)
         return Hidden(torch.cat(states, dim=-1), cache)
 
     __call__ = forward
@@ -148,28 +211,6 @@ def _given(ids: Tensor, mask: Tensor | None, positions: Tensor | None, use_cache
     return given
 
 
-def _run_all(parts: Sequence[Any], models: Any, given: dict[str, Any], cache: Any) -> tuple[list[Any], Any]:
-    """What each part (a model or its body) gives, and the cache of all together: `cache`, or a new one."""
-    layers = [int(model.config.get_text_config(decoder=True).num_hidden_layers) for model in models]
-    caches = [None] * len(parts) if cache is None else _separate(cache, layers)
-    outputs = []
-    for part, own in zip(parts, caches, strict=True):
-        takes = inspect.signature(part.forward).parameters
-        wanted = {name: value for name, value in given.items() if name in takes}
-        if own is not None:
-            wanted["past_key_values"] = own
-        outputs.append(part(**wanted))
-    if not given["use_cache"]:
-        return outputs, None
-    if cache is None:
-        caches = [getattr(output, "past_key_values", None) for output in outputs]
-        if any(not hasattr(own, "layers") for own in caches):
-            return outputs, None  # a state-space model's state, for one
-        cache = copy.copy(caches[0])
-    cache.layers = [layer for own in caches for layer in own.layers]  # type: ignore[union-attr]
-    return outputs, cache
-
-
 def _separate(cache: Any, layers: Sequence[int]) -> list[Any]:
     """A cache of each model's own over its share of the layers: what one model adds the others must not see.
 
@@ -187,15 +228,3 @@ def _separate(cache: Any, layers: Sequence[int]) -> list[Any]:
         parts.append(part)
         first += count
     return parts
-
-
-def _applied(hook: Hook, hidden: Tensor) -> Tensor:
-    """The hook on every position of (B, T, H)."""
-    return hook(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
-
-
-def _everywhere(hook: Hook) -> Any:
-    def before(_head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_applied(hook, arguments[0]), *arguments[1:])
-
-    return before

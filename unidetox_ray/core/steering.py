@@ -1,8 +1,9 @@
 """Several causal language models that are read as one: how a decoding method hands itself to the engine.
 
 A `Steering` is a list of models, the `Mixture` of their logits from which tokens are drawn, and optionally a hook on a
-model's hidden state before its head. `core/decode.py` runs the models in lock-step, each with a cache of its own
-(methods.md, pitfall N.3); `core/steered.py` makes one model of them, for likelihoods.
+model's hidden state before its head, or a companion whose state is fused with it. `core/decode.py` runs the models in
+lock-step, each with a cache of its own (methods.md, pitfall N.3); `core/steered.py` makes one model of them, for
+likelihoods.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unidetox_ray.core.fused import FusedRunner, Fusion
 from unidetox_ray.core.logits import PLAIN, Mixture, Sampling
 from unidetox_ray.core.runner import Runner
 from unidetox_ray.errors import ModelError
@@ -25,11 +27,13 @@ Hook = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class Steering:
     """models: Hugging Face causal LMs on one device, the base model first, no model twice. mixture: one weight per
-    model, with the method's own truncation. hooks: one per model, or none at all."""
+    model, with the method's own truncation. hooks: one per model, or none at all. fusions: likewise; a model's states
+    are fused with its companion's before the hook sees them."""
 
     models: tuple[Any, ...]
     mixture: Mixture = PLAIN
     hooks: tuple[Hook | None, ...] = ()
+    fusions: tuple[Fusion | None, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.models) != len(self.mixture.weights):
@@ -38,7 +42,9 @@ class Steering:
             )
         if self.hooks and len(self.hooks) != len(self.models):
             raise ValueError(f"{len(self.models)} models, but {len(self.hooks)} hooks")
-        if len({id(model) for model in self.models}) < len(self.models):
+        if self.fusions and len(self.fusions) != len(self.models):
+            raise ValueError(f"{len(self.models)} models, but {len(self.fusions)} fusions")
+        if len({id(model) for model in self.all_models}) < len(self.all_models):
             raise ValueError("one model stands twice; add its weights up (`weighted` does)")
 
     @contextmanager
@@ -49,14 +55,39 @@ class Steering:
         are taken off again.
         """
         made = [runner_of(model) for model in self.models]
-        hooked = [(runner, hook) for runner, hook in zip(made, self.hooks, strict=False) if hook is not None]
+        fused: list[FusedRunner] = []
+        hooked: list[Runner] = []
         try:
-            for runner, hook in hooked:
-                runner.on_hidden = hook
+            for place, fusion in enumerate(self.fusions):
+                if fusion is not None:
+                    fused.append(fusion.runner(made[place], runner_of(fusion.model)))
+                    made[place] = fused[-1]
+            for runner, hook in zip(made, self.hooks, strict=False):
+                if hook is not None:
+                    hooked.append(runner)
+                    runner.on_hidden = hook
             yield made
         finally:
-            for runner, _ in hooked:
+            for runner in hooked:
                 runner.on_hidden = None
+            for each in fused:
+                each.release()
+
+    @property
+    def companions(self) -> tuple[Any, ...]:
+        """The models whose states are fused into another's, which draw no token."""
+        return tuple(fusion.model for fusion in self.fusions if fusion is not None)
+
+    @property
+    def all_models(self) -> tuple[Any, ...]:
+        """Every model that is run: those of the mixture, then their companions."""
+        return (*self.models, *self.companions)
+
+    def alone(self) -> list[Steering]:
+        """Each model of the mixture by itself, with what changes its hidden states."""
+        nothing = (None,) * len(self.models)
+        changes = zip(self.models, self.hooks or nothing, self.fusions or nothing, strict=True)
+        return [Steering((model,), PLAIN, (hook,), (fusion,)) for model, hook, fusion in changes]
 
     @property
     def scoring(self) -> Mixture:
@@ -77,8 +108,9 @@ class Steering:
 
     def extra_bytes(self) -> int:
         """Bytes of weights that decoding keeps in memory beside the base model's; shared storages count once."""
-        own, others = _storages(self.models[:1]), _storages(self.models[1:])
-        return sum(size for place, size in others.items() if place not in own)
+        own, others = _storages(self.all_models[:1]), _storages(self.all_models[1:])
+        hooks = sum(getattr(hook, "nbytes", 0) for hook in self.hooks)
+        return hooks + sum(size for place, size in others.items() if place not in own)
 
 
 def weighted(
@@ -104,7 +136,22 @@ def weighted(
 def check_agreement(models: Mapping[str, Any], tokenizers: Mapping[str, Any]) -> None:
     """ModelError unless all models mean the same token by the same id, and give as many logits.
 
-    models, tokenizers: by role, "base" among them. Vocabularies are compared token by token: embeddings that are padded
+    models, tokenizers: by role, "base" among them.
+    """
+    check_tokenizers(tokenizers)
+    sizes = {name: int(model.get_output_embeddings().weight.shape[0]) for name, model in models.items()}
+    for name, size in sizes.items():
+        if size != sizes["base"]:
+            raise ModelError(
+                f"the {name} model gives {size} logits and the base model {sizes['base']}; "
+                f"take a {name} model made from the same base, with an embedding of the same size"
+            )
+
+
+def check_tokenizers(tokenizers: Mapping[str, Any]) -> None:
+    """ModelError unless every tokenizer gives the base's tokens the base's ids.
+
+    tokenizers: by role, "base" among them. Vocabularies are compared token by token: embeddings that are padded
     to a round number of rows have equal sizes for unequal vocabularies, and unequal sizes for equal ones.
     """
     base = tokenizers["base"].get_vocab()
@@ -123,13 +170,6 @@ def check_agreement(models: Mapping[str, Any], tokenizers: Mapping[str, Any]) ->
             f"the {name} model's tokenizer is not the base model's: token {token!r} has {its} there and {mine} in the "
             f"base ({len(other)} and {len(base)} tokens); take a {name} model made from the same base"
         )
-    sizes = {name: int(model.get_output_embeddings().weight.shape[0]) for name, model in models.items()}
-    for name, size in sizes.items():
-        if size != sizes["base"]:
-            raise ModelError(
-                f"the {name} model gives {size} logits and the base model {sizes['base']}; "
-                f"take a {name} model made from the same base, with an embedding of the same size"
-            )
 
 
 def _storages(models: Sequence[Any]) -> dict[int, int]:

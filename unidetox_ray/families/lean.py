@@ -84,7 +84,8 @@ def _check(model: Any, runner: LeanRunner) -> None:
     require(limit >= 4, f"knows {limit} positions only")
     lengths = [min(9, limit - 2), min(4, limit - 2)]
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(runner.vocab, (2, max(lengths) + 2), generator=draw).to(runner.device)
+    known = int(model.get_input_embeddings().weight.shape[0])  # a head may be wider: a map, not a vocabulary
+    ids = torch.randint(known, (2, max(lengths) + 2), generator=draw).to(runner.device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

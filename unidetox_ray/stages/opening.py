@@ -70,10 +70,21 @@ class OpenModel:
         return SteeredModel(steering), opened["base"][1]
 
 
+def weight_bytes(model: Any) -> dict[str, int | None]:
+    """What decoding keeps in memory: `weight_bytes` of the model itself (of the base model where it is steered), and
+    `extra_bytes` of what steers it (null where nothing does)."""
+    steering = getattr(model, "steering", None)
+    first = model if steering is None else steering.models[0]
+    return {
+        "weight_bytes": sum(weight.nbytes for weight in first.parameters()),  # tied weights come once
+        "extra_bytes": None if steering is None else steering.extra_bytes(),
+    }
+
+
 def forget_runners(model: Any) -> None:
     """Let go of the runners of a model, or of all the models of a steered one."""
     from unidetox_ray.families.runners import forget_runner
 
     steering = getattr(model, "steering", None)
-    for each in (model,) if steering is None else steering.models:
+    for each in (model,) if steering is None else steering.all_models:
         forget_runner(each)
