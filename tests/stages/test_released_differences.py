@@ -43,7 +43,7 @@ def test_weights_that_were_saved_wrong_are_noticed_when_they_are_reopened(models
         module=model, device=torch.device("cpu"), zero_optimization_partition_weights=lambda: False
     )
     prompts = [encode(tokenizer, "The old people")]
-    save_model(engine, model, tokenizer, tmp_path / "good", prompts, 0, adapter=False)
+    save_model(engine, model, tokenizer, tmp_path / "good", prompts, 0)
     assert torch.equal(load_model(str(tmp_path / "good")).lm_head.weight, model.lm_head.weight)
 
     write = model.save_pretrained
@@ -58,7 +58,7 @@ def test_weights_that_were_saved_wrong_are_noticed_when_they_are_reopened(models
 
     model.save_pretrained = wrong
     with pytest.raises(StageError, match="differ by"):
-        save_model(engine, model, tokenizer, tmp_path / "bad", prompts, 0, adapter=False)
+        save_model(engine, model, tokenizer, tmp_path / "bad", prompts, 0)
 
 
 OTHER_TEXT = {

@@ -24,6 +24,7 @@ from unidetox_ray.stages.training import (
     Job,
     check_packing,
     failure,
+    refuse_adapted,
     rows_of,
     run_group,
     set_dropout,
@@ -106,7 +107,20 @@ def jobs(ray_session, models, corpus, tmp_path_factory):
             for precision in ("bf16_pure", "bf16_master")
             for n in (0, 2)
         ),
-        job("lora", "llama", adapter={"rank": 4, "alpha": 8.0, "dropout": 0.0}, loop={"lr": 2e-2}),
+        job(
+            "lora",
+            "llama",
+            adapter={"kind": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.0},
+            loop={"lr": 2e-2},
+        ),
+        job("bottleneck", "falcon", adapter={"kind": "bottleneck", "size": 4}, loop={"lr": 2e-2}),
+        job(
+            "bottleneck-3",
+            "falcon",
+            adapter={"kind": "bottleneck", "size": 4},
+            loop={"lr": 2e-2},
+            deepspeed=DeepSpeedSection(stage=3).model_dump(),
+        ),
         job("packed", loop={"pack_to": 64}),
         job("compiled", "opt", loop={"compile": "blocks"}),
         job("whole", dropout=0.2, checkpoint_every=3),
@@ -202,6 +216,53 @@ def test_lora_counts_its_trained_weights(jobs):
     _, outcomes = jobs
     speed = outcomes["lora"].manifest.extra["speed"]
     assert 0 < speed["trainable_parameters"] < 0.3 * speed["parameters"]
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck-3"])
+def test_bottleneck_adapters_are_trained_alone_and_saved_beside_their_models_name(jobs, name):
+    named, outcomes = jobs
+    assert outcomes[name].error is None
+    folder, base = Path(named[name].folder), load_model(named[name].model["path"])
+    assert not (folder / "model.safetensors").exists()
+    # The first loss is the base model's own, and only adapters have moved since.
+    assert losses(named[name])[0] == pytest.approx(losses(named["falcon"])[0], abs=1e-6)
+    assert losses(named[name])[-1] < losses(named[name])[0]
+    opened = load_model(str(folder))
+    state, before = opened.state_dict(), base.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
+    adapters = {key: tensor for key, tensor in state.items() if key not in before}
+    assert all(float(tensor.abs().max()) > 1e-3 for tensor in adapters.values())
+    trained = sum(tensor.numel() for tensor in adapters.values())
+    extra = outcomes[name].manifest.extra
+    assert extra["trainable_parameters"] == trained < 0.3 * sum(p.numel() for p in base.parameters())
+    assert extra["speed"]["trainable_parameters"] == trained
+    load_tokenizer(str(folder))
+
+
+def test_bottleneck_adapters_do_not_depend_on_what_shards_them(jobs):
+    named, _ = jobs
+    ours, theirs = (load_file(Path(named[name].folder) / "bottleneck.safetensors") for name in ("bottleneck", "bottleneck-3"))  # fmt: skip
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-3) for key in theirs)
+
+
+def test_every_training_says_how_many_weights_it_trained(jobs):
+    _, outcomes = jobs
+    for name in ("gpt2", "lora", "zero3", "bottleneck"):
+        extra = outcomes[name].manifest.extra
+        assert extra["trainable_parameters"] == extra["speed"]["trainable_parameters"] > 0
+
+
+def test_a_folder_of_adapters_is_not_trained_further(jobs):
+    named, _ = jobs
+    made = named["bottleneck"]
+    job = replace(
+        made, name="again", adapter=None, model={**made.model, "path": made.folder, "name": "adapted"}
+    )
+    with pytest.raises(
+        ConfigError, match=r"again: adapted is a folder of bottleneck adapters.* give the model"
+    ):
+        refuse_adapted(load_model(made.folder), job)
+    refuse_adapted(load_model(made.model["path"]), job)
 
 
 def test_a_packed_training_equals_the_plain_loop(jobs):

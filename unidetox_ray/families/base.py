@@ -58,6 +58,9 @@ class Family:
     """A tokenizer with the real one's rules, trained on given texts; None likewise."""
     published: dict[str, Any]
     """Arguments of the config class that give the hub checkpoint's shape, known without the network."""
+    sublayers: tuple[str, ...] = ()
+    """Module name patterns of the linear layers that end the attention and the feed-forward sub-layer, behind which
+    bottleneck adapters stand. None named: such adapters are refused."""
     read_lean: LeanReader | None = None
     """Turns a loaded model into the lean decoder's data, or raises `reading.Unsupported`. None: decoded by its own
     forward."""

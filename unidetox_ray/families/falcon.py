@@ -108,5 +108,6 @@ FAMILY = Family(
     tiny_config=tiny_config,
     train_tokenizer=tokenizers.falcon,
     published=PUBLISHED,
+    sublayers=(r"transformer\.h\.\d+\.self_attention\.dense", r"transformer\.h\.\d+\.mlp\.dense_4h_to_h"),
     read_lean=read_lean,
 )

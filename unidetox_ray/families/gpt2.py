@@ -91,5 +91,6 @@ FAMILY = Family(
     tiny_config=tiny_config,
     train_tokenizer=tokenizers.gpt2,
     published=PUBLISHED,
+    sublayers=(r"transformer\.h\.\d+\.attn\.c_proj", r"transformer\.h\.\d+\.mlp\.c_proj"),
     read_lean=read_lean,
 )

@@ -92,5 +92,6 @@ FAMILY = Family(
     tiny_config=tiny_config,
     train_tokenizer=tokenizers.llama,
     published=PUBLISHED,
+    sublayers=(r"model\.layers\.\d+\.self_attn\.o_proj", r"model\.layers\.\d+\.mlp\.down_proj"),
     read_lean=read_lean,
 )

@@ -98,5 +98,6 @@ FAMILY = Family(
     tiny_config=tiny_config,
     train_tokenizer=tokenizers.opt,
     published=PUBLISHED,
+    sublayers=(r"model\.decoder\.layers\.\d+\.self_attn\.out_proj", r"model\.decoder\.layers\.\d+\.fc2"),
     read_lean=read_lean,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -30,7 +30,10 @@ from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
-from unidetox_ray.stages.orders import clear_parts, fulfil
+from unidetox_ray.stages.orders import Done, clear_parts, fulfil
+
+if TYPE_CHECKING:
+    from unidetox_ray.core.decode import Decoded
 
 
 class CorpusWorker:
@@ -40,7 +43,7 @@ class CorpusWorker:
         from unidetox_ray.families.loading import load_model, load_tokenizer, special_ids
         from unidetox_ray.stages.cluster import prepare_process
 
-        device = prepare_process(settings["threads"])
+        self.device = device = prepare_process(settings["threads"])
         self.section = CorpusSection(**settings["section"])
         self.method = registry.lookup("methods", settings["method"])
         self.tokenizer = load_tokenizer(
@@ -53,35 +56,40 @@ class CorpusWorker:
         ]
         self.ids = special_ids(self.tokenizer, self.models[0].config)
 
-    def work(self, order: dict[str, Any]) -> pl.DataFrame:
+    def work(self, order: dict[str, Any]) -> pl.DataFrame | Done:
+        section = self.section
+        identities = list(range(order["first"], order["first"] + order["rows"]))
+        sequences = self.decoded(identities, [[self.ids.start]] * len(identities), section.max_length - 1)
+        rows = [
+            {
+                "text_id": identity, "shard_id": order["shard"], "seed": section.seed, "n_tokens": len(sequence.ids), "token_ids": sequence.ids,
+                "text": self.text_of(sequence.ids), "ended": sequence.ended,
+            }
+            for identity, sequence in zip(identities, sequences, strict=True)
+        ]  # fmt: skip
+        return frame(rows, CORPUS)
+
+    def decoded(self, identities: list[int], prompts: list[list[int]], new: int) -> list[Decoded]:
+        """At most `new` tokens behind each prompt (token ids, the start token first); each text's own random numbers."""
         from unidetox_ray.core.decode import decode
         from unidetox_ray.core.logits import Sampling
         from unidetox_ray.core.shared_cache import decode_shared_cache
         from unidetox_ray.core.streams import uniforms
         from unidetox_ray.families.runners import runner_of
 
-        section, new = self.section, self.section.max_length - 1
-        identities = list(range(order["first"], order["first"] + order["rows"]))
-        prompts = [[self.ids.start]] * len(identities)
-        how = {
+        section = self.section
+        how: dict[str, Any] = {
             "uniform": uniforms(section.seed, identities, new), "max_new_tokens": new,
             "end_ids": [] if self.ids.eos is None else [self.ids.eos], "pad_id": self.ids.pad,
             "mixture": self.method.mixture(section),
             "sampling": Sampling(section.temperature, section.top_k, section.top_p),
         }  # fmt: skip
         if section.kv_cache == "shared":
-            sequences = decode_shared_cache(self.models, prompts, **how)
-        else:
-            sequences = decode([runner_of(model) for model in self.models], prompts, **how)
-        rows = [
-            {
-                "text_id": identity, "shard_id": order["shard"], "seed": section.seed, "n_tokens": len(sequence.ids), "token_ids": sequence.ids,
-                "text": self.tokenizer.decode(sequence.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-                "ended": sequence.ended,
-            }
-            for identity, sequence in zip(identities, sequences, strict=True)
-        ]  # fmt: skip
-        return frame(rows, CORPUS)
+            return decode_shared_cache(self.models, prompts, **how)
+        return decode([runner_of(model) for model in self.models], prompts, **how)
+
+    def text_of(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def corpus_section(context: Context, entry: MethodEntry) -> CorpusSection:
@@ -93,8 +101,14 @@ def corpus_section(context: Context, entry: MethodEntry) -> CorpusSection:
     return section
 
 
-def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None) -> tuple[Path, Manifest]:
-    """(folder with corpus.parquet, manifest) of one corpus method."""
+def run(
+    context: Context,
+    entry: MethodEntry,
+    base: Handle,
+    toxic: Handle | None,
+    scorers: Mapping[str, Handle] | None = None,
+) -> tuple[Path, Manifest]:
+    """(folder with corpus.parquet, manifest) of one corpus method. scorers: opened by methods whose corpus is filtered."""
     started = time.perf_counter()
     section = corpus_section(context, entry)
     method: CorpusMethod = registry.lookup("methods", entry.method)
@@ -102,6 +116,10 @@ def run(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None
         from unidetox_ray.stages import texts
 
         return texts.run(context, entry, section, base, finish)
+    if method.source == "select":
+        from unidetox_ray.stages import select
+
+        return select.run(context, entry, section, base, scorers or {}, finish)
     if section.source != "distil":
         return _from_file(context, entry, section, started)
     contrasted = "toxic" in method.needed_for(checked(entry))

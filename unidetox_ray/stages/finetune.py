@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from unidetox_ray.artifacts import Manifest, finished, key_for
 from unidetox_ray.config import checked, digest, hashable
+from unidetox_ray.errors import ConfigError
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import FinetuneSection
 from unidetox_ray.stages.cells import Cell
@@ -25,23 +30,45 @@ def cell_job(context: Context, cell: Cell, section: FinetuneSection, corpus: tup
     config = {**hashable(section), "family": cell.family, "seed": cell.seed}
     inputs = {"model": cell.base["key"], "corpus": manifest.key, "corpus_sha256": manifest.extra["sha256"]}
     key = key_for("finetune", config, inputs)
+    steps = steps_of(section, folder / "corpus.parquet", cell.name)
     settings = {
-        "family": cell.family, "method": cell.method.label, "seed": cell.seed, "steps": section.steps, "lr": section.lr,
+        "family": cell.family, "method": cell.method.label, "seed": cell.seed, "steps": steps, "lr": section.lr,
         "batch_size": section.batch_size, "precision": section.precision, "schedule": section.schedule, "adapter": section.adapter,
         "corpus_sha256": manifest.extra["sha256"], "corpus_key": manifest.key, "base_model": cell.base["name"],
     }  # fmt: skip
     return Job(
         name=cell.name, key=key, folder=str(context.folder.model(cell.name, key)), family=cell.family, model=cell.base,
-        texts=str(folder / "corpus.parquet"), loop=asdict(loop_settings(section, steps=section.steps, seed=cell.seed)),
+        texts=str(folder / "corpus.parquet"), loop=asdict(loop_settings(section, steps=steps, seed=cell.seed)),
         max_length=section.max_length, append_eos=section.append_eos, dropout=section.dropout,
-        adapter=section.lora.model_dump() if section.adapter == "lora" else None, deepspeed=section.deepspeed.model_dump(),
+        adapter=adapter_of(section), deepspeed=section.deepspeed.model_dump(),
         checkpoint_every=section.checkpoint_every, config=config, inputs=inputs, settings=settings,
     )  # fmt: skip
 
 
+def steps_of(section: FinetuneSection, corpus: Path, name: str) -> int:
+    """Steps of the training: as many as `epochs` passes take, else `steps`."""
+    if section.epochs is None:
+        return section.steps
+    if section.packing:  # a method may set epochs where the experiment packs
+        raise ConfigError(
+            f"{name}: epochs are counted in texts, and packing: true trains on rows of several; name steps"
+        )
+    texts = int(pl.scan_parquet(corpus).select(pl.len()).collect().item())
+    return section.epochs * math.ceil(texts / section.batch_size)
+
+
+def adapter_of(section: FinetuneSection) -> dict[str, Any] | None:
+    """The adapters of a training as its job has them."""
+    if section.adapter == "none":
+        return None
+    return {"kind": section.adapter, **getattr(section, section.adapter).model_dump()}
+
+
 def training_of(cell: Cell, section: FinetuneSection) -> FinetuneSection:
-    """The training settings of one cell: the experiment's, as its method changes them."""
+    """The training settings of one cell: the experiment's with what was tuned, as its method changes them."""
     method = method_of(cell.method)
+    passes = {"epochs": None} if "steps" in cell.training_values else {}  # epochs would take the steps' place
+    section = section.model_copy(update={**passes, **cell.training_values})
     return method.training(checked(cell.method), section) if isinstance(method, CorpusMethod) else section
 
 
@@ -61,7 +88,7 @@ def run(
     for cell in cells:
         if cell.kind == "corpus":
             own = training_of(cell, section)
-            jobs[cell.name] = cell_job(context, cell, own, corpora[cell.method.label])
+            jobs[cell.name] = cell_job(context, cell, own, corpora[cell.entry])
             cell.settings = jobs[cell.name].settings
     groups: dict[str, list[Job]] = {}
     for cell in cells:

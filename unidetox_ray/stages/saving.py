@@ -1,7 +1,9 @@
-"""Trained models to folders that `from_pretrained` opens, compared with the model in memory before they count."""
+"""Trained models to folders that `families.loading.load_model` opens, compared with the model in memory before they
+count."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,14 @@ def save_model(
     prompts: list[list[int]],
     rank: int,
     *,
-    adapter: bool,
+    adapter: str | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> None:
-    """Consolidated safetensors that `from_pretrained` opens, compared with the model in memory before they count."""
+    """Consolidated safetensors, compared with the model in memory before they count.
+
+    adapter: "lora", merged here, "bottleneck", saved without the weights of `base` (path, revision, key, name of the
+    model that was adapted), or None. All but "bottleneck" open with `from_pretrained`.
+    """
     import torch
 
     engine.module.eval()
@@ -33,12 +40,17 @@ def save_model(
     if rank != 0:
         return
     module = engine.module
-    if adapter:
-        module = module.merge_and_unload()
-        state = None
-    module.save_pretrained(folder, state_dict=state)
+    if adapter == "bottleneck":
+        from unidetox_ray.families import bottleneck
+
+        assert base is not None, "adapters are nothing without their model"
+        bottleneck.save(folder, module, module.state_dict() if state is None else state, base)
+    else:
+        if adapter == "lora":
+            module, state = module.merge_and_unload(), None
+        module.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-    check_saved(folder, module, prompts, logits, merged=adapter)
+    check_saved(folder, module, prompts, logits, merged=adapter == "lora")
 
 
 def check_saved(

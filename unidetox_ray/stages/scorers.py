@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unidetox_ray.config import Experiment
+from unidetox_ray import registry
+from unidetox_ray.config import Experiment, MethodEntry, checked
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.settings import ScorerRef
 from unidetox_ray.stages.models import Handle
@@ -29,6 +30,29 @@ def scorer_specs(experiment: Experiment, handles: dict[str, Handle]) -> list[dic
                 }
             )
     return specs
+
+
+def filter_scorer(experiment: Experiment, entry: MethodEntry) -> ScorerRef:
+    """The scorer that a filtered corpus is chosen by: never the judge, the first of evaluate.scorers. ConfigError."""
+    judge, *others = experiment.evaluate.scorers
+    names = [scorer.name for scorer in others]
+    wanted = checked(entry).scorer
+    if not others:
+        raise ConfigError(
+            f"methods.{entry.label}: ranks texts by a scorer that does not judge, but evaluate.scorers holds "
+            f"{judge.name!r} alone; add a second one there"
+        )
+    if wanted == judge.name:
+        raise ConfigError(
+            f"methods.{entry.label}: settings.scorer = {wanted!r} is the judge, the first of evaluate.scorers, and a filter "
+            f"by the judge flatters the method; accepted: {', '.join(names)}"
+        )
+    if wanted is not None and wanted not in names:
+        raise ConfigError(
+            f"methods.{entry.label}: settings.scorer = {wanted!r} is no scorer of evaluate.scorers; "
+            f"{registry.suggest(wanted, names)}"
+        )
+    return others[0] if wanted is None else others[names.index(wanted)]
 
 
 def lexicon(scorer: ScorerRef, data_root: str | None) -> list[str]:

@@ -49,6 +49,7 @@ class Job:
     append_eos: bool
     dropout: float | None
     adapter: dict[str, Any] | None
+    """`kind` (lora or bottleneck) and its settings; null: all weights are trained."""
     deepspeed: dict[str, Any]
     checkpoint_every: int
     config: dict[str, Any]
@@ -143,8 +144,9 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     ids = special_ids(tokenizer, model.config)
     if job.dropout is not None:
         set_dropout(model, job.dropout)
+    refuse_adapted(model, job)
     if job.adapter is not None:
-        model = with_lora(model, job.adapter)
+        model = with_adapter(model, job.adapter, settings.seed)
     rows, counts = rows_of(job, tokenizer, ids.eos)
     if not rows:
         raise StageError(f"{job.name}: no text of {job.texts} holds two tokens; nothing to train on")
@@ -178,7 +180,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
 
             stepper.engine.module.eval()
             with stepper.blocks.paused():
-                numbers = measure(stepper.engine.module, tokenizer, job.probe, device)
+                numbers = measure(unwrapped(stepper.engine.module), tokenizer, job.probe, device, step=done)
             values = {"step": done, "loss": current.loss[-1], **numbers}
             stepper.engine.module.train()
             measured.append(values)
@@ -193,8 +195,9 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     if job.probe is None:
         with stepper.blocks.paused():
             save_model(
-                stepper.engine, model, tokenizer, folder, rows[:2], rank, adapter=job.adapter is not None
-            )
+                stepper.engine, model, tokenizer, folder, rows[:2], rank,
+                adapter=None if job.adapter is None else job.adapter["kind"], base=job.model,
+            )  # fmt: skip
     if rank == 0:
         write_log(folder, log, training_seconds)
         speed = speed_values(pace, weights, settings, stepper, world)
@@ -211,6 +214,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             extra={
                 "name": job.name, "family": job.family, "texts": counts, "steps": settings.steps, "measured": measured,
                 "train_seconds": round(training_seconds + seconds_before, 3), "train_tokens": sum(log.tokens),
+                "trainable_parameters": weights.trainable,
                 "final_loss": log.loss[-1], "device": device, "world_size": world, "resumed_at": start, "speed": speed,
             },
         )  # fmt: skip
@@ -257,6 +261,32 @@ def set_dropout(model: Any, share: float) -> None:
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, share)
+
+
+def refuse_adapted(model: Any, job: Job) -> None:
+    """ConfigError for a base model that has bottleneck adapters: what trains on it would not be saved with them."""
+    from unidetox_ray.core.bottleneck import has_bottlenecks
+
+    if has_bottlenecks(model):
+        raise ConfigError(
+            f"{job.name}: {job.model['name']} is a folder of bottleneck adapters, which cannot be trained further; "
+            "give the model that they belong to"
+        )
+
+
+def with_adapter(model: Any, adapter: dict[str, Any], seed: int) -> Any:
+    """The model, frozen, with fresh adapters of `adapter["kind"]`. At the start its logits are the model's own."""
+    if adapter["kind"] == "lora":
+        return with_lora(model, adapter)
+    from unidetox_ray.families.bottleneck import with_bottlenecks
+
+    return with_bottlenecks(model, size=adapter["size"], seed=seed)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model within peft's wrapper, its adapters in place: the wrapper hides which arguments the forward takes."""
+    inner = getattr(model, "get_base_model", None)
+    return model if inner is None else inner()
 
 
 def with_lora(model: Any, settings: dict[str, Any]) -> Any:
