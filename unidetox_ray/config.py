@@ -8,6 +8,7 @@ Order: the fidelity preset's values, then the file's, then the overrides, then `
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -34,6 +35,7 @@ from unidetox_ray.settings import (
     Section,
     ToxicSection,
     TrackingSection,
+    TuningSection,
 )
 
 Fidelity = Literal["paper", "as_released"]
@@ -80,12 +82,34 @@ _SECRET_VALUE = re.compile(
 )
 
 
+def _values(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError("must be a list of at least one value to try")
+    return value
+
+
 class MethodEntry(Section):
     """One column of the comparison: a registered method, its settings, and the label results carry."""
 
     method: str
     label: Annotated[str, Field(pattern=_NAME)]
     settings: dict[str, Any] = Field(default_factory=dict)
+    tune: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_values)]] = Field(default_factory=dict)
+    """Values to try of each setting; every combination is a trial. Corpus methods: `steps` and `lr` of the fine-tuning."""
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination of the values to try; one empty one where nothing is tuned."""
+        return [
+            dict(zip(self.tune, values, strict=True)) for values in itertools.product(*self.tune.values())
+        ]
+
+    @property
+    def variants(self) -> list[MethodEntry]:
+        """The entry at each of its points; corpus methods' points are the fine-tuning's and change no entry."""
+        if registry.lookup("methods", self.method).kind == "corpus":
+            return [self]
+        return [self.model_copy(update={"settings": {**self.settings, **point}}) for point in self.points]
 
 
 def _method(value: Any) -> Any:
@@ -125,6 +149,7 @@ class Experiment(Section):
     corpus: CorpusSection = CorpusSection()
     finetune: FinetuneSection = FinetuneSection()
     search: SearchSection | None = None
+    tuning: TuningSection = TuningSection()
     evaluate: EvaluateSection = EvaluateSection()
     content: ContentSection = ContentSection()
     tracking: TrackingSection = TrackingSection()
@@ -172,6 +197,7 @@ class Experiment(Section):
                 )
             labels.add(entry.label.lower())
             checked(entry)
+            check_tune(entry)
         for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
             source = getattr(self.data, role)
             if source is not None and source.dataset not in registry.DATASETS:
@@ -191,6 +217,11 @@ class Experiment(Section):
             raise ValueError(f"search.method is {self.search.method!r}, which is no label in methods")
         if self.search is not None and self.base_family not in self.families:
             raise ValueError(f"search needs the base family {self.base_family!r} among families")
+        tuned = next((entry.label for entry in self.methods if entry.tune), None)
+        if tuned and self.tuning.reuse != "per_model" and self.base_family not in self.families:
+            raise ValueError(
+                f"methods.{tuned}: tune needs the base family {self.base_family!r} among families; or tuning.reuse: per_model"
+            )
         return self
 
     def model_of(self, family: str) -> ModelRef:
@@ -217,6 +248,36 @@ def checked(entry: MethodEntry) -> Any:
         return settings.model_validate(entry.settings)
     except ValidationError as error:
         raise ValueError(f"methods.{entry.label}: {one_line(error, settings)}") from None
+
+
+def check_tune(entry: MethodEntry) -> None:
+    """ValueError in the words of the user, unless every point of the entry's grid is a setting that can be tuned."""
+    if not entry.tune:
+        return
+    where = f"methods.{entry.label}.tune"
+    method = registry.lookup("methods", entry.method)
+    section: type[Section] = FinetuneSection if method.kind == "corpus" else method.settings
+    accepted = ["lr", "steps"] if method.kind == "corpus" else list(section.model_fields)
+    if not accepted:
+        raise ValueError(f"{where}: {entry.method} has no setting to tune")
+    for name, values in entry.tune.items():
+        if name not in accepted:
+            hint = "; another corpus needs an entry of its own" if method.kind == "corpus" else ""
+            raise ValueError(f"{where}: {name!r} cannot be tuned; {registry.suggest(name, accepted)}{hint}")
+        if name in entry.settings:
+            raise ValueError(f"{where}: {name!r} stands in `settings` as well; leave one of the two")
+        if len({digest(value) for value in values}) != len(values):
+            raise ValueError(f"{where}.{name}: holds a value twice")
+    given = {} if method.kind == "corpus" else entry.settings
+    seen: set[str] = set()
+    for point in entry.points:
+        try:
+            typed = section.model_validate({**given, **point})
+        except ValidationError as error:
+            raise ValueError(f"{where}: {one_line(error, section)}") from None
+        seen.add(digest({name: getattr(typed, name) for name in point}))
+    if len(seen) != len(entry.points):
+        raise ValueError(f"{where}: holds a value twice, written differently")
 
 
 def hashable(section: BaseModel, leave_out: Iterable[str] = ()) -> dict[str, Any]:

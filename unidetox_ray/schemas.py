@@ -86,6 +86,10 @@ SCORES: Schema = {
     "error": pl.String,
 }
 
+#: What a trial of the tuning measured: `tp` and `emt` of each prompt (weight 1), and `clean_nll` of each clean text, in
+#: nats over `weight` tokens.
+PROBED: Schema = {"item": pl.String, "metric": pl.String, "value": pl.Float64, "weight": pl.Float64}
+
 #: The flat form of results.json: one row per cell and metric.
 RESULTS: Schema = {
     "family": pl.String,

@@ -219,16 +219,33 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class BottleneckSection(Section):
+    size: Count = 64
+    """Width of the layer between W_down and W_up; ours, as SGEAT's is not known (2 x hidden size x this a place)."""
+
+
 class FinetuneSection(TrainingSection):
     """Detoxification by fine-tuning on a corpus (paper section 3 and Table 6; released code U:120-207)."""
 
     steps: Count = 3000
+    epochs: Count | None = None
+    """Passes over the corpus, in the place of steps; null = steps."""
     lr: Positive = 5e-5
     batch_size: Count = 8
     max_length: Annotated[int, Field(ge=2)] = 256
-    adapter: Literal["none", "lora"] = "none"
-    """none = all weights; lora = low-rank adapters, merged before saving."""
+    adapter: Literal["none", "lora", "bottleneck"] = "none"
+    """none = all weights | lora = low-rank adapters, merged before saving | bottleneck = Houlsby's adapters behind
+    attention and feed-forward, saved beside the base model's name."""
     lora: LoraSection = LoraSection()
+    bottleneck: BottleneckSection = BottleneckSection()
+
+    @model_validator(mode="after")
+    def _epochs_are_of_texts(self) -> FinetuneSection:
+        if self.epochs is not None and self.packing:
+            raise ValueError(
+                "epochs are counted in texts, and packing: true trains on rows of several; name steps"
+            )
+        return self
 
 
 class SearchSection(Section):
@@ -255,6 +272,23 @@ class SearchSection(Section):
         if len(set(values)) != len(values):
             raise ValueError("holds a value twice")
         return tuple(sorted(values))
+
+
+class TuningSection(Section):
+    """How method entries with a `tune:` grid of their own are tuned, on validation prompts."""
+
+    reuse: Literal["universal", "per_model", "both"] = "both"
+    """universal: the base family's choice for every family | per_model: each family's own choice | both: the universal
+    one under the entry's label and, where a family's own choice differs, a further cell `<label>@own`."""
+    metric: Literal["tp_all", "emt_all"] = "tp_all"
+    """Lowest is chosen; among equals the setting nearest to the unchanged model."""
+    max_clean_ppl: Positive = 1.5
+    """Settings whose clean_ppl is above this multiple of the family's base model's are not chosen unless none is below."""
+    prompts_per_domain: Count | None = None
+    """null = all validation prompts."""
+    continuations: Count = 25
+    max_concurrent: Count | None = None
+    """Trials at once; null = as many as the resources carry."""
 
 
 class ScorerRef(Section):

@@ -6,16 +6,20 @@ from itertools import pairwise
 
 import polars as pl
 import pytest
+import torch
 from pydantic import ValidationError
 
 from unidetox_ray.data.world import World
 from unidetox_ray.families.loading import load_model, load_tokenizer
+from unidetox_ray.families.runners import runner_of
+from unidetox_ray.metrics.curves import TrialSpace
 from unidetox_ray.metrics.measure import ResultSettings
 from unidetox_ray.results import CellInfo, cell_results
-from unidetox_ray.schemas import GENERATIONS, SCORES, frame
+from unidetox_ray.schemas import GENERATIONS, PROBED, SCORES, frame
 from unidetox_ray.settings import EvaluateSection
 from unidetox_ray.stages.continuations import continuations
-from unidetox_ray.stages.probe import measure
+from unidetox_ray.stages.opening import OpenModel
+from unidetox_ray.stages.probe import measure, values_file
 from unidetox_ray.stages.score import ScoreWorker
 from unidetox_ray.stages.scorers import open_scorer
 
@@ -78,6 +82,72 @@ def test_the_probe_measures_what_the_results_report(models, spec, prompts, tmp_p
     tp = [sum(value > threshold for value in each) / len(each) for each in domains.values()]
     assert found["emt_all"] == pytest.approx(sum(emt) / len(emt), abs=1e-6)
     assert found["tp_all"] == pytest.approx(sum(tp) / len(tp), abs=1e-6)
+
+
+def test_a_steered_model_is_probed_twice_alike_and_anew_when_a_model_of_it_has_changed(
+    models, spec, prompts, tmp_path
+):
+    """Its models' runners hold copies of weights: none may outlive a probe or be older than its models."""
+    prompts.write_parquet(tmp_path / "prompts.parquet")
+    World().clean().head(5).write_parquet(tmp_path / "clean.parquet")
+    probe = {
+        "evaluate": EVALUATE.model_dump(mode="json"), "prompts": str(tmp_path / "prompts.parquet"),
+        "clean": str(tmp_path / "clean.parquet"), "scorer": spec, "decode_rows": 64, "score_tokens": 2048,
+    }  # fmt: skip
+    steer = {"method": "contrastive", "settings": {"beta": 1.0}, "models": {"toxic": models["toxic"]}}
+    handle = {**models["gpt2"], "steer": steer}
+
+    def measured(model, tokenizer):
+        values = measure(model, tokenizer, probe, "cpu")
+        return {name: value for name, value in values.items() if name != "probe_seconds"}
+
+    def weaken(model):
+        for weight in model.steering.models[1].parameters():
+            weight.data.mul_(0.5)  # as some trainers do it: torch does not count this
+
+    steered, tokenizer = OpenModel("cpu", "fp32").open(handle)
+    first = measured(steered, tokenizer)
+    remembered = runner_of(steered.steering.models[1])
+    assert runner_of(steered.steering.models[1]) is remembered
+    assert measured(steered, tokenizer) == first
+    assert runner_of(steered.steering.models[1]) is not remembered
+    weaken(steered)
+    changed, (fresh, _) = measured(steered, tokenizer), OpenModel("cpu", "fp32").open(handle)
+    weaken(fresh)
+    assert changed == measured(fresh, tokenizer) != first
+
+
+def test_kept_values_give_the_numbers_back(models, spec, prompts, tmp_path):
+    model, tokenizer = load_model(models["gpt2"]["path"]), load_tokenizer(models["gpt2"]["path"])
+    prompts.write_parquet(tmp_path / "prompts.parquet")
+    clean = World().clean().head(5)
+    clean.write_parquet(tmp_path / "clean.parquet")
+    probe = {
+        "evaluate": EVALUATE.model_dump(mode="json"), "prompts": str(tmp_path / "prompts.parquet"), "clean": str(tmp_path / "clean.parquet"),
+        "scorer": spec, "decode_rows": 64, "score_tokens": 2048, "keep": str(tmp_path),
+    }  # fmt: skip
+    found = measure(model, tokenizer, probe, "cpu", step=3)
+    assert found.keys() == measure(model, tokenizer, {**probe, "keep": None}, "cpu").keys()
+    kept = pl.read_parquet(values_file(tmp_path, 3))
+    assert dict(kept.schema) == dict(PROBED) and not values_file(tmp_path).exists()
+    space = TrialSpace(prompts, clean["text_id"].to_list(), 10_000, 1)
+    values = {name: statistic.value for name, statistic in space.statistics(kept).items()}
+    assert values == pytest.approx({name: found[name] for name in ("tp_all", "emt_all", "clean_ppl")})
+
+
+def test_a_model_whose_likelihoods_are_no_numbers_has_diverged(models, spec, prompts, tmp_path):
+    model, tokenizer = load_model(models["gpt2"]["path"]), load_tokenizer(models["gpt2"]["path"])
+    prompts.write_parquet(tmp_path / "prompts.parquet")
+    World().clean().head(5).write_parquet(tmp_path / "clean.parquet")
+    probe = {
+        "evaluate": {**EVALUATE.model_dump(mode="json"), "max_failed_share": 0.5}, "prompts": str(tmp_path / "prompts.parquet"),
+        "clean": str(tmp_path / "clean.parquet"), "scorer": spec, "decode_rows": 64, "score_tokens": 2048, "keep": str(tmp_path),
+    }  # fmt: skip
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"judgements failed|5 of 5 clean texts have no finite likelihood"):
+        measure(model, tokenizer, probe, "cpu")
+    assert not values_file(tmp_path).exists()
 
 
 def test_a_probe_that_lost_too_many_judgements_is_an_error(models, spec, prompts, tmp_path):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ from unidetox_ray.artifacts import (
 )
 from unidetox_ray.config import hashable
 from unidetox_ray.errors import StageError, UnidetoxError
-from unidetox_ray.settings import ClusterSection, EvaluateSection, FinetuneSection, SearchSection
+from unidetox_ray.settings import (
+    ClusterSection,
+    EvaluateSection,
+    FinetuneSection,
+    SearchSection,
+    TuningSection,
+)
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
-from unidetox_ray.stages.finetune import cell_job
+from unidetox_ray.stages.finetune import cell_job, training_of
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
 from unidetox_ray.stages.training import Job, failure, group_trainer
@@ -63,8 +70,8 @@ def run(
     reused = manifest is not None
     if manifest is None:
         probe = probe_in(folder, context, evaluate, prompts, spec)
-        jobs = trial_jobs(context, cell, corpus, search, probe, folder)
-        errors = _tune(context, jobs, folder)
+        jobs = trial_jobs(context, cell, corpus, search, probe, folder, partial(training_of, cell))
+        errors = run_trials(context, jobs, search, f"search-{folder.name}")
         trials = _trials(jobs, {name: text for name, (text, _) in errors.items()})
         kinds = {kind for _, kind in errors.values()}
         chosen, why = choose(trials, search, kind=kinds.pop() if len(kinds) == 1 else StageError)
@@ -86,7 +93,9 @@ def run(
     return experiment.finetune.model_copy(update={"steps": chosen["steps"], "lr": chosen["lr"]}), manifest
 
 
-def selection(context: Context, search: SearchSection) -> tuple[EvaluateSection, pl.DataFrame]:
+def selection(
+    context: Context, search: SearchSection | TuningSection
+) -> tuple[EvaluateSection, pl.DataFrame]:
     """How settings are compared, and on which prompts: validation ones, which the test does not use."""
     evaluate = context.experiment.evaluate.model_copy(
         update={"continuations": search.continuations, "runs": 1, "split": "validation"}
@@ -121,8 +130,12 @@ def trial_jobs(
     search: SearchSection,
     probe: dict[str, Any],
     folder: Path,
+    changed: Callable[[FinetuneSection], FinetuneSection] = lambda section: section,
 ) -> list[Job]:
-    """One training per lr (constant) or per (steps, lr) (linear); each says at which steps it is measured."""
+    """One training per lr (constant) or per (steps, lr) (linear); each says at which steps it is measured.
+
+    changed: what else is done to each training's settings.
+    """
     plans = (
         [(max(search.steps), lr, list(search.steps)) for lr in search.lr]
         if search.schedule == "constant"
@@ -133,7 +146,7 @@ def trial_jobs(
         section = context.experiment.finetune.model_copy(
             update={"steps": steps, "lr": lr, "schedule": search.schedule}
         )
-        job = cell_job(context, cell, section, corpus)
+        job = cell_job(context, cell, changed(section), corpus)
         settings = {**probe, "steps": measured}
         config = {**job.config, "probe": {"steps": measured, "evaluate": probe["evaluate"]}}
         key = key_for("trial", config, job.inputs | {"search": folder.name})
@@ -161,8 +174,10 @@ def trial_driver(config: dict[str, Any]) -> None:
     trainer.fit()
 
 
-def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tuple[str, type[UnidetoxError]]]:
-    """Run the trials that are not finished; returns the errors and their kinds by job name."""
+def run_trials(
+    context: Context, jobs: Sequence[Job], search: SearchSection, name: str
+) -> dict[str, tuple[str, type[UnidetoxError]]]:
+    """Run the trials that are not finished as the Tune run `name`; returns the errors and their kinds by job name."""
     from ray import tune
 
     from unidetox_ray.stages.cluster import concurrent_groups
@@ -172,8 +187,6 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
         return {}
     context.connect()
     cluster = context.experiment.cluster
-    search = context.experiment.search
-    assert search is not None
     at_once = search.max_concurrent or concurrent_groups(cluster, len(waiting))
     by_text = {json.dumps(asdict(job)): job.name for job in waiting}
     space = {
@@ -186,9 +199,7 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
         tune.with_resources(trial_driver, {"cpu": 0.01}),
         param_space=space,
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, metric=search.metric, mode="min"),
-        run_config=tune.RunConfig(
-            name=f"search-{folder.name}", storage_path=str(context.folder.root / "ray"), verbose=0
-        ),
+        run_config=tune.RunConfig(name=name, storage_path=str(context.folder.root / "ray"), verbose=0),
     )
     with watched(context, "search", waiting):
         results = tuner.fit()
