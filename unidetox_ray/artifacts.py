@@ -115,10 +115,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
 
 
-def write_parquet(path: Path, table: pl.DataFrame) -> None:
-    """The same table gives the same bytes: fixed compression and row groups, no timestamps."""
+def write_parquet(path: Path, table: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
+    """The same table gives the same bytes: fixed compression and row groups, no timestamps. metadata: words of its own
+    in the file's footer."""
     with atomic_path(path) as temporary:
-        table.write_parquet(temporary, compression="zstd", row_group_size=1 << 17, statistics=True)
+        table.write_parquet(
+            temporary, compression="zstd", row_group_size=1 << 17, statistics=True,
+            metadata=None if metadata is None else dict(metadata),
+        )  # fmt: skip
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The tables that a run ends with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 COLUMNS = ("tp_id", "tp_ood", "emt_id", "emt_ood", "ppl", "dist2", "clean_ppl", "mmlu")
+#: Columns of the leaderboard behind `lowers`: measure or cost, and its head.
+_RANKED = (
+    ("clean_ratio", "clean ×"), ("ppl", "ppl"), ("emt_all", "emt_all"), ("dist2", "dist2"), ("mmlu", "mmlu"),
+    ("decode_relative_cost", "decode ×"), ("trainable_parameters", "trained"), ("extra_memory_gib", "extra GiB"),
+)  # fmt: skip
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> str:
@@ -17,6 +22,36 @@ def headline(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['cell']:<{width}}"
             + "".join(f"{_number(row['metrics'].get(name)):>15}" for name in COLUMNS)
         )
+    return "\n".join(lines)
+
+
+def leaderboard(rows: Sequence[dict[str, Any]]) -> str:
+    """One line per method over all families, or "" unless methods of several kinds or more than four are compared."""
+    from unidetox_ray.leaderboard import board_of
+    from unidetox_ray.report.text import MISSING, amount, clean, number, plural
+
+    board = board_of(rows)
+    if not board.is_wide:
+        return ""
+    names = [clean(standing.method, 40) for standing in board.standings]
+    width = max(map(len, (*names, "method")))
+    lines = [
+        f"{'':>4}{'method':<{width}}{'tp_all':>9}{'lowers':>9}"
+        + "".join(f"{head:>11}" for _, head in _RANKED)
+    ]
+    for name, standing in zip(names, board.standings, strict=True):
+        lowers = f"{standing.lowers} of {standing.compared}" if standing.compared else MISSING
+        line = f"{standing.rank or MISSING:>3} {name:<{width}}{number(standing.means.get('tp_all')):>9}{lowers:>9}"
+        for measure, _ in _RANKED:
+            value = standing.means.get(measure)
+            shown = amount(value) if measure == "trainable_parameters" else number(value)
+            line += f"{shown + (' ◆' if standing.fronts.get(measure) else ''):>11}"
+        lines.append(line)
+    families = plural(len(board.families), "family", "families")
+    lines.append(
+        f"    means over {families}; ◆ on the Pareto front of tp_all against that column; “lowers”: families whose "
+        "paired interval lies below 0"
+    )
     return "\n".join(lines)
 
 

@@ -128,6 +128,17 @@ def test_headline_sorts_by_a_click_and_keeps_failed_rows_last(browser, pages) ->
     assert errors == []
 
 
+def test_the_ranking_sorts_by_a_click_and_keeps_the_unranked_last(browser, pages) -> None:
+    page, errors, _ = open_page(browser, pages["report"], 1280)
+    names = """Array.from(document.querySelectorAll('#leaderboard table')[0].tBodies[0].rows).map(r =>
+        r.cells[0].querySelector('.name').textContent)"""
+    assert page.evaluate(names) == ["unidetox", "base", "samples"]
+    page.click("#leaderboard table >> nth=0 >> thead th:nth-child(2) button")
+    page.click("#leaderboard table >> nth=0 >> thead th:nth-child(2) button")
+    assert page.evaluate(names) == ["base", "unidetox", "samples"]
+    assert errors == []
+
+
 def test_works_without_javascript(browser, pages) -> None:
     page, errors, _ = open_page(browser, pages["report"], 360, script=False)
     assert page.locator("#results tbody tr").count() == 12

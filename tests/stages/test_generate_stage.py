@@ -50,6 +50,8 @@ def test_a_model_that_cannot_be_opened(ray_session, models, given, make_context)
     assert lost.model is None and lost.error.startswith("model not opened: loose")
     assert set(table["cell"]) == {"gpt2-base"} and table.height == 8
     assert manifest.counts == {"expected": 8, "ok": 8, "failed": 0}
+    took = manifest.extra["decode"]
+    assert set(took) == {"gpt2-base"} and took["gpt2-base"]["seconds"] > 0
 
     # Tried again by the next run; the good cell's text is kept.
     (folder / "model.safetensors").write_bytes(whole)
@@ -57,6 +59,9 @@ def test_a_model_that_cannot_be_opened(ray_session, models, given, make_context)
     assert mended.error is None and mended.model is not None and not reused
     assert manifest.counts["expected"] == after.height == 16
     assert after.filter(pl.col("cell") == "gpt2-base").equals(table)
+    # Its seconds are those of the run that decoded it.
+    again = manifest.extra["decode"]
+    assert again["gpt2-base"] == took["gpt2-base"] and again["opt-base"]["seconds"] > 0
     assert run(models["gpt2"], handle)[3]  # and then it is done
 
 

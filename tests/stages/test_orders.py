@@ -14,7 +14,7 @@ from unidetox_ray.errors import (
     UnidetoxError,
     kind_named,
 )
-from unidetox_ray.stages.orders import clear_parts, fulfil
+from unidetox_ray.stages.orders import Done, clear_parts, facts_of, fulfil
 
 pytestmark = pytest.mark.ray
 
@@ -81,6 +81,30 @@ def test_parts_resume_order_and_progress(ray_session, make_context, tmp_path):
     assert log.read_text().split("\n") == lines
     clear_parts(folder)
     assert not (folder / "parts").exists()
+
+
+def test_what_an_order_cost_is_kept_with_its_part_until_the_parts_go(ray_session, make_context, tmp_path):
+    class Costly:
+        def __init__(self, settings):
+            self.price = settings["price"]
+
+        def work(self, order):
+            import polars
+
+            table = polars.DataFrame({"order": [order["value"]] * order["rows"]})
+            return Done(table, {"price": self.price, "of": order["id"]}) if order["value"] else table
+
+    folder, context = tmp_path / "stage", make_context()
+    fulfil(Costly, {"price": 0.25}, ORDERS[:2], folder, actors=1, context=context)
+    # Taken up again by a dearer worker: what is done keeps its own price.
+    table = fulfil(Costly, {"price": 4.0}, ORDERS[:4], folder, actors=1, context=context)
+    assert facts_of(folder, ORDERS[:4]) == {
+        "order-0": {},
+        "order-1": {"price": 0.25, "of": "order-1"},
+        "order-2": {"price": 4.0, "of": "order-2"},
+        "order-3": {"price": 4.0, "of": "order-3"},
+    }
+    assert table.columns == ["order"] and table.height == sum(order["rows"] for order in ORDERS[:4])
 
 
 def test_a_worker_that_raises_is_one_line_and_what_was_done_stays(ray_session, make_context, tmp_path):

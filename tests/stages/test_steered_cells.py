@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 
 import polars as pl
@@ -35,18 +36,24 @@ def steer(models):
 
 
 @pytest.fixture
-def generate(tmp_path):
+def done(tmp_path):
+    """Orders of one cell: the table and what it cost."""
     table = World().prompts(test=4, validation=4).filter(pl.col("split") == "test")
     table.write_parquet(tmp_path / "prompts.parquet")
     worker = GenerateWorker(
         {"evaluate": EVALUATE.model_dump(mode="json"), "prompts": str(tmp_path / "prompts.parquet"), "decode_rows": 64, "threads": 1}
     )  # fmt: skip
 
-    def rows(handle):
+    def work(handle):
         order = {"first": 0, "prompts": table.height, "model": handle, "cell": "c", "run": 0}
         return worker.work(order)
 
-    return rows
+    return work
+
+
+@pytest.fixture
+def generate(done):
+    return lambda handle: done(handle).table
 
 
 def test_cells_of_one_path_with_other_steering_do_not_share_a_model(models, steer, generate):
@@ -74,6 +81,23 @@ def test_a_model_of_another_family_costs_the_cell_one_line(steer, generate):
     assert rows["text"].null_count() == rows.height and len(errors) == 1
     assert errors[0].startswith("model not opened: gpt2: the toxic model's tokenizer is not the base model's")
     assert "\n" not in errors[0]
+
+
+def test_a_cell_says_what_its_decoding_took(models, steer, done):
+    started = time.perf_counter()
+    base, steered, lost = done(models["gpt2"]), done(steer()), done(steer(toxic="opt"))
+    passed = time.perf_counter() - started
+    for made in (base, steered):
+        assert set(made.facts) == {"decode_seconds", "weight_bytes", "extra_bytes"}
+        assert made.facts["decode_seconds"] > 0
+    # The clock stands while models are opened, which here takes most of the time.
+    assert base.facts["decode_seconds"] + steered.facts["decode_seconds"] < passed
+    model = load_model(models["gpt2"]["path"])
+    weights = sum(weight.numel() * 4 for weight in model.parameters())
+    assert base.facts["weight_bytes"] == weights and base.facts["extra_bytes"] is None
+    # The expert's folder is the base's: the toxic model alone comes on top.
+    assert steered.facts["weight_bytes"] == steered.facts["extra_bytes"] == weights
+    assert lost.facts == {} and lost.table["text"].null_count() == lost.table.height
 
 
 def test_models_are_let_go_when_the_cell_changes(models, steer):

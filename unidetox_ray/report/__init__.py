@@ -22,16 +22,20 @@ class ReportPaths:
 
 
 def build(run_dir: Path, *, show_text: bool = False) -> ReportPaths:
-    """Write report.html and report.md into a run folder and return their paths.
+    """Write report.html and report.md into a run folder and return their paths; beside them leaderboard.json and .csv.
 
     Parts of the folder that are absent leave their section out; damaged ones are named in the report. Text of
     models and data is masked unless `show_text`. ArtifactError when the folder does not exist or its
     results.json is damaged.
     """
-    from unidetox_ray.report import html, load, markdown, whole
+    from unidetox_ray.leaderboard import write_leaderboard
+    from unidetox_ray.report import html, leaderboard_sections, load, markdown, whole
     from unidetox_ray.report.files import write
 
-    document = whole.document(load.load(Path(run_dir)), show_text)
+    run = load.load(Path(run_dir))
+    if run.has_results:
+        write_leaderboard(leaderboard_sections.board_of_run(run), Path(run_dir))
+    document = whole.document(run, show_text)
     return ReportPaths(
         html=write(Path(run_dir) / "report.html", html.render(document)),
         markdown=write(Path(run_dir) / "report.md", markdown.render(document)),

@@ -50,41 +50,48 @@ def dot_plot(title: str, rows: list[tuple[tuple[str, str], list[Dot]]], measure:
 
 @dataclass(frozen=True)
 class Spot:
-    """A cell in the scatter: x = perplexity, y = a toxicity in [0, 1]."""
+    """A cell in the scatter; `front`: no other is better or equal in both and better in one."""
 
     slot: int
     name: str
     x: Metric
     y: Metric
-    base: bool = False
+    front: bool = False
 
 
 def scatter(title: str, spots: list[Spot], x_range: tuple[float, float], names: tuple[str, str]) -> str:
-    """Toxicity against perplexity for one family, with an arrow from its base to every other cell."""
-    height, left, right, top, bottom = 250, 34, WIDTH - 10, 44, 212
-    logarithmic = x_range[1] > 8 * x_range[0]
+    """A toxicity in [0, 1] against what it is paid for with, both better when lower: marks with their intervals, those
+    on the Pareto front ringed and joined by steps."""
+    height, left, right, top, bottom = 300, 34, WIDTH - 10, 44, 262
+    logarithmic = x_range[1] > 8 * x_range[0] > 0
     x_place = svg.scale(*x_range, left, right, logarithmic)
-    y_place = svg.scale(0, 1, bottom, top)
+    y_place = svg.scale(0, 1, bottom - 8, top + 12)  # room for names above 1 and below 0
     marks = svg.log_ticks(*x_range) if logarithmic else svg.ticks(*x_range)
     body = label(0, 13, title, class_="t head")
     body += svg.y_axis([0, 0.25, 0.5, 0.75, 1], y_place, left, right, names[1], 32)
     body += svg.x_axis(marks, x_place, top, bottom, names[0] + (" (log scale)" if logarithmic else ""), right)
     drawn = [spot for spot in spots if spot.x.value is not None and spot.y.value is not None]
     inside = [(x_place(spot.x.value or 0.0), y_place(spot.y.value or 0.0)) for spot in drawn]
-    start = next((at for at, spot in zip(inside, drawn, strict=True) if spot.base), None)
     told = []
     for (x, y), spot in zip(inside, drawn, strict=True):
-        if start and not spot.base:
-            body += svg.arrow(start, (x, y), spot.slot)
         if spot.y.low is not None and spot.y.high is not None:
             body += svg.whisker(x, y_place(spot.y.low), x, y_place(spot.y.high), spot.slot)
         if spot.x.low is not None and spot.x.high is not None:
             low, high = max(spot.x.low, x_range[0]), min(spot.x.high, x_range[1])
             body += svg.whisker(x_place(low), y, x_place(high), y, spot.slot)
+    best = sorted({at for at, spot in zip(inside, drawn, strict=True) if spot.front})
+    body += svg.steps(best, top, right) if best else ""
     for (x, y), spot in zip(inside, drawn, strict=True):
         words = f"{spot.name}: {names[0]} {number(spot.x.value)}, {names[1]} {number(spot.y.value)}"
-        body += svg.mark(x, y, spot.slot, words, 5)
+        words += " (on the front)" if spot.front else ""
+        body += svg.mark(x, y, spot.slot, words, 5) + (svg.ring(x, y) if spot.front else "")
         told.append(words)
+    body += svg.placed_labels(
+        [spot.name for spot in drawn],
+        inside,
+        (left - 4, top - 12, WIDTH, bottom),
+        [spot.front for spot in drawn],
+    )
     return figure(f"{names[1]} against {names[0]}, {title}", "; ".join(told) or "no values", height, body)
 
 

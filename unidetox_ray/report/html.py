@@ -141,7 +141,8 @@ def _cell(cell: doc.Cell, column: doc.Column, head: bool) -> str:
     words = _strong(cell.text) if cell.strong else escape(cell.text)
     if cell.tone == "failed":
         words = f"<span>{words}</span>"
-    body = (f'<span class="fam">{escape(cell.label)}</span>' if cell.label else "") + cell.mark + words
+    named = f'<span class="name">{cell.mark}<i>{words}</i></span>' if cell.mark else words
+    body = (f'<span class="fam">{escape(cell.label)}</span>' if cell.label else "") + named
     if cell.interval:
         body += f' <span class="ci">{escape(cell.interval)}</span>'
     if cell.change:

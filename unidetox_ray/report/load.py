@@ -32,6 +32,11 @@ def load(run_dir: Path) -> Run:
     if search is not None and not isinstance(search, dict):
         problems.append("search.json holds no mapping")
         search = None
+    tuning = readers.read_json(run_dir / "tuning.json", problems, "tuning.json")
+    if tuning is not None and not isinstance(tuning, dict):
+        problems.append("tuning.json holds no mapping")
+        tuning = None
+    compared = readers.read_json(run_dir / "tuning_test.json", problems, "tuning_test.json")
     cells = _cells(entries)
     manifests = _manifests(run_dir, problems)
     used = _used(run_dir, manifests, search)
@@ -47,6 +52,8 @@ def load(run_dir: Path) -> Run:
         search=search,
         has_results=has_results,
         content=content.read(run_dir / "content.json", problems),
+        tuning=tuning,
+        tuning_test=tuple(readers.mapping(one) for one in compared) if isinstance(compared, list) else (),
         problems=problems,
     )
 
@@ -206,7 +213,7 @@ def _used(run_dir: Path, manifests: tuple[Manifest, ...], search: dict[str, Any]
 
     Starts from the stages whose files are the ones in the run folder, and follows their inputs' keys upstream.
     """
-    names = ("scores.parquet", "generations.parquet", "corpus.parquet", "content.json")
+    names = ("scores.parquet", "generations.parquet", "corpus.parquet", "content.json", "tuning.json")
     paths = [*(run_dir / name for name in names), *(run_dir / "corpora").glob("*.parquet")]
     shown = {readers.sha256(path) for path in paths} - {None}
     by_key = {manifest.key: manifest for manifest in manifests}

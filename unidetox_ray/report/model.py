@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from unidetox_ray.leaderboard.board import OWN
 from unidetox_ray.report import text
 
 if TYPE_CHECKING:
@@ -148,6 +149,10 @@ class Run:
     search: dict[str, Any] | None
     has_results: bool
     content: Content | None = None
+    tuning: dict[str, Any] | None = None
+    """tuning.json."""
+    tuning_test: tuple[dict[str, Any], ...] = ()
+    """Cells with their own family's setting against those with the universal one, on test prompts."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -156,8 +161,10 @@ class Run:
 
     @property
     def methods(self) -> list[str]:
-        """Method labels, base first."""
-        return _in_order((c.method for c in self.cells), [BASE, *_names(self.config.get("methods"))])
+        """Method labels, base first, each before its variant that was tuned on its own family."""
+        named = [BASE, *_names(self.config.get("methods"))]
+        order = [name for label in named for name in (label, f"{label}{OWN}")]
+        return _in_order((c.method for c in self.cells), order)
 
     def base_of(self, cell: Cell) -> Cell | None:
         """The family's base cell, of the same seed if there are several; None when it is absent or failed."""

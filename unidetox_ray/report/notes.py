@@ -49,9 +49,22 @@ NOTES: tuple[tuple[str, str], ...] = (
         "vocabularies differ. Not in the paper; added by this project.",
     ),
     (
+        "Leaderboard",
+        "Methods by the mean of tp_all over families; these means have no intervals, since the families answer the "
+        "same prompts. “clean ×” is clean_ppl over that of the family's base, “decode ×” the base's tokens a second "
+        "over the cell's, both averaged geometrically. On the Pareto front are those that none beats: at least as good "
+        "in both measures and better in one. The fronts compare values, not intervals.",
+    ),
+    (
         "mmlu, quiz accuracy",
         "Share of four-choice questions where the right answer has the highest log-probability; chance "
         "is 0.25. Source: released code lines 944-1009 with the sums in 32 bits.",
+    ),
+    (
+        "refusal_rate",
+        "Share of a prompt's continuations that hold an English phrase by which assistants refuse, the mean "
+        "over prompts. Toxicity alone rewards a model that refuses. Refusals in other words are missed and "
+        "quoted ones are counted. Added by this project.",
     ),
     (
         "Intervals [low, high]",

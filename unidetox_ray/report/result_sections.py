@@ -1,4 +1,4 @@
-"""The sections that show what was measured: headline table, domains, trade-off, second scorers."""
+"""The sections that show what was measured: headline table, domains, further metrics, second scorers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def metric_cell(metric: Metric, name: str) -> Cell:
     )
 
 
-def _head(cell: Measured, run: Run) -> Cell:
+def row_head(cell: Measured, run: Run) -> Cell:
     """Row head: family, method with its mark; the model and the seed are its title."""
     title = f"{cell.model}, seed {cell.seed}" if cell.model else ""
     mark = svg.swatch(slots(run)[cell.method])
@@ -55,7 +55,7 @@ def _metric_table(run: Run, names: list[tuple[str, str]], caption: str, *, toned
     rows: list[Row] = []
     for family in run.families:
         for index, cell in enumerate(run.of_family(family)):
-            head = _head(cell, run)
+            head = row_head(cell, run)
             if cell.ok:
                 values = [metric_cell(cell.metric(name), name if toned else "") for name, _ in names]
                 rows.append(row(head, *values, first=index == 0))
@@ -169,45 +169,3 @@ def domains(run: Run) -> Section | None:
         note = "Each mark is a method, its line the 95 % interval. Left is less toxic."
         blocks.append(Chart(title, note, tuple(panels), table, legend(run)))
     return Section("domains", "Domains", tuple(blocks))
-
-
-def trade_off(run: Run) -> Section | None:
-    """Toxicity against perplexity, one panel per family, the same axes in all."""
-    measure = "tp_all" if any(cell.metric("tp_all").value is not None for cell in run.cells) else "tp_id"
-    pairs = [(cell.metric("ppl").value, cell.metric(measure).value) for cell in run.cells if cell.ok]
-    values = [x for x, y in pairs if x is not None and y is not None]
-    if not values:
-        return None
-    low, high = min(values), max(values)
-    pad = 0.08 * (high - low) or 0.1 * high or 1.0
-    wide = high > 8 * max(low, 1e-9)
-    x_range = (low / 1.2, high * 1.2) if wide and low > 0 else (max(0.0, low - pad), high + pad)
-    panels, rows, absent = [], [], []
-    for family in run.families:
-        spots = []
-        for cell in (c for c in run.of_family(family) if c.ok):
-            x, y = cell.metric("ppl"), cell.metric(measure)
-            if x.value is None or y.value is None:
-                absent.append(f"{family} · {cell.label}")
-            spots.append(charts.Spot(slots(run)[cell.method], cell.label, x, y, cell.method == BASE))
-            rows.append(
-                row(family, cell.label, metric_cell(x, "ppl"), metric_cell(y, measure), first=len(spots) == 1)
-            )
-        if spots:
-            panels.append(charts.scatter(family, spots, x_range, ("ppl", measure)))
-    columns = (
-        Column("family", numeric=False),
-        Column("method", numeric=False),
-        Column("ppl"),
-        Column(measure),
-    )
-    note = (
-        "Arrows lead from a family's base to each method; crosses are 95 % intervals. Lower is less toxic; "
-    )
-    note += "further left is more fluent to the judge, or more repetitive."
-    note += f" Not drawn for want of a value: {listed(absent)}." if absent else ""
-    table = Table(f"{measure} and ppl by family and method", columns, tuple(rows))
-    title = f"{measure} against ppl, by family"
-    return Section(
-        "trade", "Toxicity against perplexity", (Chart(title, note, tuple(panels), table, legend(run)),)
-    )

@@ -60,7 +60,8 @@ background:var(--box);
 white-space:nowrap;vertical-align:bottom}
 tr.first>*{border-top-color:var(--line)}
 tbody th{font-weight:400;position:sticky;left:0;background:var(--bg);min-width:7em;max-width:17em;
-overflow-wrap:anywhere}
+overflow-wrap:break-word}
+tbody th .swatch{margin-left:-3px}.name{white-space:nowrap}.name i{font-style:normal;white-space:normal}
 thead th:first-child{position:sticky;left:0;z-index:1;white-space:normal}
 section:first-of-type h2{margin-top:22px}
 .n{text-align:right;white-space:nowrap}
@@ -95,7 +96,10 @@ figcaption h3{margin-top:18px}
 .s6{--c:var(--c6)}.s7{--c:var(--c7)}
 .mark{fill:var(--c);stroke:var(--bg);stroke-width:1}
 .whisker{stroke:var(--c);stroke-width:1.6;opacity:.75}
-.arrow{stroke:var(--c);stroke-width:1.2;opacity:.8}.head.s0,polygon.head{fill:var(--c);opacity:.9}
+.hollow{fill:var(--bg);stroke:var(--c);stroke-width:2}
+.front{fill:none;stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 3}
+.ring{fill:none;stroke:var(--ink);stroke-width:1.3}
+.spot{paint-order:stroke;stroke:var(--bg);stroke-width:3px;stroke-linejoin:round}
 .line{fill:none;stroke:var(--c);stroke-width:1.8;stroke-linejoin:round}
 .bar{fill:var(--c1)}
 .heat{fill:var(--heat)}.empty{fill:none;stroke:var(--line);stroke-dasharray:3 3}
@@ -110,7 +114,7 @@ footer{max-width:1240px;margin:40px auto 0;padding:14px 20px 32px;color:var(--so
 @media (max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}h1{font-size:22px}
 .lead{font-size:16px}
 dl.points{grid-template-columns:1fr;gap:2px}dl.points dd{margin-bottom:10px}
-.facts div{grid-template-columns:minmax(0,10.8em) minmax(0,1fr)}tbody th{min-width:8.2em;max-width:9.5em}th,
+.facts div{grid-template-columns:minmax(0,10.8em) minmax(0,1fr)}tbody th{min-width:8.2em;max-width:11em}th,
 td{padding:6px 8px}}
 @media print{nav{display:none}.scroll,details .scroll{overflow:visible;max-height:none}
 h2{break-after:avoid}}

@@ -113,9 +113,9 @@ def y_axis(
 
 
 def mark(x: float, y: float, slot: int, tip: str = "", size: float = 4.2) -> str:
-    """The mark of the method at `slot`: circle, square, diamond, triangle, then again in other colours."""
+    """The mark of the method at `slot`: circle, square, diamond, triangle, then again in other colours, then hollow."""
     inner = f"<title>{escape(clean(tip))}</title>" if tip else ""
-    class_ = f"mark s{slot % COLOURS}"
+    class_ = f"mark{' hollow' if slot // COLOURS % 2 else ''} s{slot % COLOURS}"
     if slot % 4 == 0:
         return element("circle", inner, cx=x, cy=y, r=size, class_=class_)
     if slot % 4 == 1:
@@ -146,18 +146,51 @@ def whisker(x1: float, y1: float, x2: float, y2: float, slot: int) -> str:
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=f"whisker s{slot % COLOURS}")
 
 
-def arrow(start: tuple[float, float], end: tuple[float, float], slot: int, gap: float = 6) -> str:
-    """An arrow that stops `gap` before both ends; nothing when they are too near for one."""
-    (x1, y1), (x2, y2) = start, end
-    length = math.hypot(x2 - x1, y2 - y1)
-    if length < 2 * gap + 6:
-        return ""
-    ux, uy = (x2 - x1) / length, (y2 - y1) / length
-    x1, y1, x2, y2 = x1 + ux * gap, y1 + uy * gap, x2 - ux * gap, y2 - uy * gap
-    bx, by = x2 - ux * 6, y2 - uy * 6
-    head = [(x2, y2), (bx - uy * 3, by + ux * 3), (bx + uy * 3, by - ux * 3)]
-    shaft = element("line", x1=x1, y1=y1, x2=bx, y2=by, class_=f"arrow s{slot % COLOURS}")
-    return shaft + element("polygon", points=_joined(head), class_=f"head s{slot % COLOURS}")
+def ring(x: float, y: float, size: float = 8.5) -> str:
+    """A circle around a mark that stands out."""
+    return element("circle", cx=x, cy=y, r=size, class_="ring")
+
+
+def steps(points: Points, top: float, right: float) -> str:
+    """The border of what points that are better to the left and below leave behind them: down from `top`, in steps
+    through the points in ascending x, and on to `right`."""
+    (x, _), *_ = points
+    corners = [(x, top)]
+    for x, y in points:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return element("polyline", points=_joined([*corners, (right, corners[-1][1])]), class_="front")
+
+
+Box = tuple[float, float, float, float]  #: left, top, right, bottom
+
+
+def placed_labels(names: list[str], at: Points, within: Box, strong: list[bool], limit: int = 20) -> str:
+    """Names beside their points, where there is room that no mark and no earlier name takes; the others go unnamed."""
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    parts = []
+    for name, (x, y), bold in sorted(
+        zip(names, at, strong, strict=True), key=lambda item: not item[2]
+    ):  # the strong ones first
+        wide = (6.4 if bold else 5.9) * min(len(clean(name)), limit)
+        for anchor, left, base in (  # beside the lines of its intervals first, on them last
+            ("start", x + 7, y - 6), ("start", x + 7, y + 15), ("end", x - 7 - wide, y - 6), ("end", x - 7 - wide, y + 15),
+            ("middle", x - wide / 2, y - 11), ("middle", x - wide / 2, y + 19),
+            ("start", x + 10, y + 4), ("end", x - 10 - wide, y + 4),
+        ):  # fmt: skip
+            box = (left, base - 9, left + wide, base + 2)
+            inside = (
+                box[0] >= within[0] and box[1] >= within[1] and box[2] <= within[2] and box[3] <= within[3]
+            )
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                place = {"start": left, "middle": left + wide / 2, "end": left + wide}[anchor]
+                parts.append(label(place, base, name, anchor, "t spot strong" if bold else "t spot", limit))
+                break
+    return "".join(parts)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _joined(points: Points) -> str:

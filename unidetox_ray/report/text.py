@@ -61,6 +61,16 @@ def count(value: float | None) -> str:
     return f"{round(value):,}" if value is not None and is_number(value) else MISSING
 
 
+def amount(value: float | None) -> str:
+    """A large whole number in three figures: 874, 35.2k, 124M, 1.56G."""
+    if value is None or not is_number(value):
+        return MISSING
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return number(value / size) + letter
+    return number(value)
+
+
 def rate(value: float | None) -> str:
     """A learning rate as people write it: 5e-5, 1e-4, 0.001."""
     if value is None or not is_number(value):

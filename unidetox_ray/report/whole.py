@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from unidetox_ray.report import content_sections, result_sections, run_sections
+from unidetox_ray.report import (
+    content_sections,
+    leaderboard_sections,
+    result_sections,
+    run_sections,
+    tuning_sections,
+)
 from unidetox_ray.report.document import Document, Section, prose
 from unidetox_ray.report.model import Run
 from unidetox_ray.report.text import clean, plural
@@ -12,9 +18,10 @@ def document(run: Run, show_text: bool) -> Document:
     """All sections that have something to show."""
     sections = [
         result_sections.headline(run),
+        leaderboard_sections.leaderboard(run),
         result_sections.domains(run),
-        result_sections.trade_off(run),
         run_sections.search(run),
+        tuning_sections.tuning(run),
         run_sections.training(run),
         run_sections.corpus(run, show_text),
         content_sections.content(run, show_text),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +27,17 @@ def continuations(
     run: int,
     decode_rows: int,
     progress: Callable[[int], None] | None = None,
+    timed: Callable[[float], None] | None = None,
 ) -> list[dict[str, Any]]:
     """`settings.continuations` rows of schemas.GENERATIONS per prompt, in the order of `prompts`.
 
     prompts: (prompt_id, text). Sample j of a prompt has the same random numbers in every cell, so that
     comparisons are paired. A `core.steered.SteeredModel` decodes as its steering says. decode_rows: rows of a batch,
     at least 1; they do not change the text. A batch that fails is split down to the prompt, which then carries the
-    error. progress: called with numbers of finished rows.
+    error. progress: called with numbers of finished rows. timed: called with the seconds that each batch took to
+    decode, tokenizing and what failed left out.
     """
-    work = _Work(model, tokenizer, settings, cell, run, decode_rows, progress)
+    work = _Work(model, tokenizer, settings, cell, run, decode_rows, progress, timed)
     # Halves of a batch that failed hold prompts of similar length.
     ordered = sorted(range(len(prompts)), key=lambda index: len(prompts[index][1]))
     found = dict(zip(ordered, work.attempt([prompts[index] for index in ordered]), strict=True))
@@ -52,6 +55,7 @@ class _Work:
     run: int
     decode_rows: int
     progress: Callable[[int], None] | None
+    timed: Callable[[float], None] | None
 
     def attempt(self, prompts: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
         """The rows of each prompt; what fails is halved until a single prompt fails, whose rows carry the error."""
@@ -79,6 +83,7 @@ class _Work:
         names = [f"{prompt_id}/{self.run}/{sample}" for prompt_id, _ in prompts for sample in samples]
         steering = getattr(self.model, "steering", None) or Steering((self.model,))
         with steering.runners(runner_of) as runners:
+            started = time.perf_counter()
             decoded = decode(
                 runners,
                 encoded,
@@ -91,6 +96,9 @@ class _Work:
                 copies=settings.continuations,
                 rows=self.decode_rows,
             )
+            seconds = time.perf_counter() - started
+        if self.timed:
+            self.timed(seconds)
         sequences = iter(decoded)
         return [
             [self._made(prompt, prompt_ids, sample, next(sequences)) for sample in samples]

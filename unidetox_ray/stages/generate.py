@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from unidetox_ray.schemas import GENERATIONS, check, frame
 from unidetox_ray.settings import EvaluateSection
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
-from unidetox_ray.stages.opening import OpenModel
-from unidetox_ray.stages.orders import clear_parts, fulfil
+from unidetox_ray.stages.opening import OpenModel, weight_bytes
+from unidetox_ray.stages.orders import Done, clear_parts, facts_of, fulfil
 
 #: Fields of `evaluate` that shape the text, and nothing that only shapes its judgement.
 TEXT_FIELDS = {
@@ -44,7 +44,7 @@ class GenerateWorker:
         self.prompts = pl.read_parquet(settings["prompts"])
         self.open = OpenModel(device, self.evaluate.precision)
 
-    def work(self, order: dict[str, Any]) -> pl.DataFrame:
+    def work(self, order: dict[str, Any]) -> Done:
         from safetensors import SafetensorError
 
         from unidetox_ray.stages.continuations import continuations
@@ -53,8 +53,9 @@ class GenerateWorker:
         try:
             model, tokenizer = self.open.open(order["model"])
         except (ModelError, SafetensorError) as error:
-            return self._not_opened(order, chosen["prompt_id"].to_list(), str(error))
+            return Done(self._not_opened(order, chosen["prompt_id"].to_list(), str(error)))
         pairs = list(zip(chosen["prompt_id"].to_list(), chosen["prompt"].to_list(), strict=True))
+        seconds: list[float] = []
         rows = continuations(
             model,
             tokenizer,
@@ -63,8 +64,9 @@ class GenerateWorker:
             cell=order["cell"],
             run=order["run"],
             decode_rows=self.decode_rows,
+            timed=seconds.append,
         )
-        return frame(rows, GENERATIONS)
+        return Done(frame(rows, GENERATIONS), {"decode_seconds": sum(seconds), **weight_bytes(model)})
 
     def _not_opened(self, order: dict[str, Any], prompt_ids: list[str], error: str) -> pl.DataFrame:
         """A model that cannot be opened costs its own cell and no other."""
@@ -78,6 +80,27 @@ class GenerateWorker:
             ],
             GENERATIONS,
         )
+
+
+def decode_costs(
+    facts: Mapping[str, dict[str, Any]], orders: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Per cell `seconds`, the sum of its orders' decoding as their workers clocked it, and the bytes of its weights.
+
+    A cell one of whose orders decoded nothing, its model not having opened, is left out: part of a sum is no sum.
+    """
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for order in orders:
+        cells.setdefault(str(order["cell"]), []).append(facts[str(order["id"])])
+    return {
+        cell: {
+            "seconds": round(sum(part["decode_seconds"] for part in parts), 6),
+            "weight_bytes": parts[0]["weight_bytes"],
+            "extra_bytes": parts[0]["extra_bytes"],
+        }
+        for cell, parts in cells.items()
+        if all("decode_seconds" in part for part in parts)
+    }
 
 
 def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
@@ -136,6 +159,7 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
         if unique != expected:
             raise StageError(f"generate: {unique} different continuations, expected {expected}")
         write_parquet(folder / "generations.parquet", table)
+        decode = decode_costs(facts_of(folder, orders), orders)
         if not_opened:
             clear_parts(folder, [str(order["id"]) for order in orders if order["cell"] in not_opened])
         else:
@@ -146,7 +170,7 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
         }
         manifest = write_manifest(
             folder, stage="generate", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
-            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens, "not_opened": not_opened},
+            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens, "not_opened": not_opened, "decode": decode},
         )  # fmt: skip
     for cell in alive:
         error = manifest.extra.get("not_opened", {}).get(cell.name)

@@ -11,6 +11,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,15 @@ from unidetox_ray.errors import StageError, UnidetoxError, kind_named
 from unidetox_ray.stages.context import Context
 
 Progress = Callable[[int, int], None]
+_FACTS = "unidetox.facts"
+
+
+@dataclass(frozen=True)
+class Done:
+    """An order's table and what is to be kept with it: plain values, such as what it cost. See `facts_of`."""
+
+    table: pl.DataFrame
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Worker(Protocol):
@@ -28,7 +38,7 @@ class Worker(Protocol):
 
     def __init__(self, settings: dict[str, Any]) -> None: ...
 
-    def work(self, order: dict[str, Any]) -> pl.DataFrame: ...
+    def work(self, order: dict[str, Any]) -> pl.DataFrame | Done: ...
 
 
 class OrderActor:
@@ -49,13 +59,16 @@ class OrderActor:
         try:
             if self.worker is None:
                 self.worker = self.kind(self.settings)
-            table = self.worker.work(order)
-            write_parquet(self.parts / f"{order['id']}.parquet", table)
+            made = self.worker.work(order)
+            done = made if isinstance(made, Done) else Done(made)
+            # In the part itself: a run that is taken up again finds them where it finds the rows.
+            facts = {_FACTS: json.dumps(done.facts)} if done.facts else None
+            write_parquet(self.parts / f"{order['id']}.parquet", done.table, facts)
         except Exception as error:  # whatever it is, the driver ends the stage with it
             kind = type(error).__name__
             text = f"{error}" if isinstance(error, UnidetoxError) else f"{kind}: {error}"
             return {"id": order["id"], "error": text, "kind": kind, "trace": traceback.format_exc()}
-        return {"id": order["id"], "rows": table.height, "seconds": time.perf_counter() - started}
+        return {"id": order["id"], "rows": done.table.height, "seconds": time.perf_counter() - started}
 
 
 def fulfil(
@@ -132,6 +145,16 @@ def fulfil(
             )
         tables.append(table)
     return pl.concat(tables)
+
+
+def facts_of(folder: Path, orders: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What workers kept with their parts, by order, of earlier runs too; empty where they kept nothing. Before
+    `clear_parts`."""
+    found = {}
+    for order in orders:
+        stored = pl.read_parquet_metadata(folder / "parts" / f"{order['id']}.parquet").get(_FACTS)
+        found[str(order["id"])] = json.loads(stored) if stored else {}
+    return found
 
 
 def clear_parts(folder: Path, only: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@
     tracker   `Tracker`: the parent run of a submission and its children; resumption and clean-up
     null      the same calls doing nothing, for `tracking.uri: none`
     results   results.json rows as metrics, per-domain tables and a leaderboard
+    content   content.json as metrics of the parent run
     page      the MLflow page (`unidetox ui`) and a plain reader
 
 What a submission looks like in the store: one *parent* run; under it a run per cell and for the toxic
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unidetox_ray.tracking.content import content_metrics
 from unidetox_ray.tracking.null import NullRun, NullTracker
 from unidetox_ray.tracking.page import read_runs, ui_command, ui_environment, ui_url
 from unidetox_ray.tracking.results import leaderboard_table, log_results
@@ -31,6 +33,7 @@ __all__ = [
     "NullRun",
     "NullTracker",
     "Tracker",
+    "content_metrics",
     "leaderboard_table",
     "log_results",
     "open_tracker",

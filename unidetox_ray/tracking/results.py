@@ -1,4 +1,4 @@
-"""results.json rows as MLflow metrics, per-domain tables and a leaderboard.
+"""results.json rows as MLflow metrics, per-domain tables, a leaderboard of cells and a ranking of methods.
 
 Metric names on a cell: `tp_id` …; beside it `ci_low/tp_id`, `ci_high/tp_id`, `n/tp_id`, `failed/tp_id` and,
 against the same family's base cell, `diff/tp_id`, `diff_low/tp_id`, `diff_high/tp_id`; `domain/<domain>/tp`;
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from unidetox_ray.leaderboard import board_of, cell_table, method_table
+from unidetox_ray.leaderboard.board import AXES, COSTS, RATIO
+
 if TYPE_CHECKING:
     from unidetox_ray.tracking import AnyTracker
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 PARTS = ("ci_low", "ci_high", "n", "failed", "diff", "diff_low", "diff_high")
 #: Metrics of the leaderboard that also show their interval, in this order before all others.
 HEADLINE = ("tp_id", "tp_ood", "emt_id", "emt_ood")
+#: The parent's table of methods over all families.
+RANKING = "ranking.json"
 _DOMAIN_NUMBERS = ("value", "ci_low", "ci_high", "n")
 
 
@@ -67,13 +72,14 @@ def log_results(
         run.end("FINISHED" if row["status"] == "ok" else "FAILED")
     if rows:
         tracker.leaderboard(leaderboard_table(rows))
+        tracker.parent.table(method_table(board_of(rows)), RANKING)
         tracker.parent.table(domain_table(rows), "domains.json")
 
 
 def cell_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """All numbers of one results.json row under the names of the module's text; nulls are left out.
 
-    `cost/cpu_seconds` or `cost/gpu_seconds` is the sum of the row's `*_seconds`, named after its device.
+    `cost/cpu_seconds` or `cost/gpu_seconds` is the sum of the row's `*_seconds`, each second once, named after its device.
     """
     values: dict[str, float | None] = {}
     for name, metric in row["metrics"].items():
@@ -86,7 +92,9 @@ def cell_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     costs = row.get("costs") or {}
     amounts = {name: value for name, value in costs.items() if isinstance(value, (int, float))}
     values.update({f"cost/{name}": value for name, value in amounts.items()})
-    seconds = [value for name, value in amounts.items() if name.endswith("_seconds")]
+    # decode_seconds are within generate_seconds
+    parts = {name: value for name, value in amounts.items() if name != "decode_seconds"}
+    seconds = [value for name, value in parts.items() if name.endswith("_seconds")]
     if seconds:
         processor = "cpu" if str(costs.get("device", "cpu")).startswith("cpu") else "gpu"
         values[f"cost/{processor}_seconds"] = float(sum(seconds))
@@ -97,7 +105,8 @@ def leaderboard_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """One line per cell in the rows' order: who, status, scorer, then every metric that any cell has.
 
     The metrics of HEADLINE come first, each with its interval (`tp_id_low`, `tp_id_high`) and its paired
-    difference to base (`tp_id_diff`). Metrics are float64, null where withheld or absent.
+    difference to base (`tp_id_diff`). Metrics are float64, null where withheld or absent. Last come the method's kind,
+    clean perplexity over the family's base, the Pareto fronts and the costs (`leaderboard.cell_table`).
     """
     present = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     ordered = sorted(present, key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
@@ -117,7 +126,9 @@ def leaderboard_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
         schema[name] = pl.Float64
         if name in HEADLINE:
             schema |= dict.fromkeys((f"{name}_low", f"{name}_high", f"{name}_diff"), pl.Float64)
-    return pl.DataFrame(lines, schema=schema, strict=False)
+    table, further = pl.DataFrame(lines, schema=schema, strict=False), cell_table(board_of(rows))
+    shown = ("kind", "tuned", RATIO, *(f"front_{axis}" for axis in AXES), *COSTS)
+    return table.hstack(further.select(name for name in shown if name in further.columns))
 
 
 def domain_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:

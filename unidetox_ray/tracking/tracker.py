@@ -254,7 +254,8 @@ def status_for(error: BaseException | None) -> str:
 
 def _note(parent_id: str) -> str:
     return (
-        "Leaderboard: artifact `leaderboard.json`; per domain: `domains.json`.\n\n"
+        "Leaderboard: artifact `leaderboard.json`; methods over all families: `ranking.json`; per domain: "
+        "`domains.json`.\n\n"
         f"All runs of this submission, flat: filter `tags.\"unidetox.submission\" = '{parent_id}'`. "
         "As a tree: sort by Created."
     )
