@@ -72,3 +72,20 @@ def test_a_place_that_is_not_there_ends_the_plan_in_one_line(root, method, messa
     with pytest.raises(UnidetoxError) as problem:
         describe(load(root / "experiments" / "tiny.yaml", [f"methods=[base, {method}]", "search=null"]))
     assert str(problem.value).startswith(message) and "\n" not in str(problem.value)
+
+
+def test_the_trials_of_tuned_methods_are_named(root):
+    methods = "methods=[base, {method: dexperts, tune: {alpha: [0.5, 1], expert: [base]}}, {method: unidetox, tune: {lr: [1e-4, 2e-4]}}]"
+    text = describe(
+        load(root / "experiments" / "tiny.yaml", [methods, "search=null", "families=[gpt2, opt]"])
+    )
+    assert (
+        "tune      dexperts: alpha=0.5,expert=base alpha=1,expert=base on gpt2, opt: 2 x 2 trials\n" in text
+    )
+    assert "unidetox: lr=0.0001 lr=0.0002 on gpt2, opt: 2 x 2 trials, 4 trainings (schedule constant)" in text
+    assert "base models: gpt2, opt: 2 trials" in text and "@own, for a family other than gpt2" in text
+    assert "steer     dexperts: alpha tuned, filter_p 0.9, expert tuned" in text and "  expert " not in text
+    one = describe(
+        load(root / "experiments" / "tiny.yaml", [methods, "search=null", "tuning.reuse=universal"])
+    )
+    assert "on gpt2: 2 x 1 trials" in one and "@own" not in one

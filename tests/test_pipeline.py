@@ -53,6 +53,19 @@ def experiment_file(root: Path, **changes) -> Path:
     return path
 
 
+def with_a_broken_one(root: Path) -> dict[str, str]:
+    """Folder by family: copies of the models that a run under `root` made, opt's weights cut short as by a copy that broke off."""
+    models = {}
+    for folder in (root / "runs" / "cache").iterdir():
+        for family in ("gpt2", "opt"):
+            if folder.name.startswith(f"{family}-"):
+                models[family] = root / f"given-{family}"
+                shutil.copytree(folder, models[family])
+    weights = models["opt"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return {family: str(folder) for family, folder in models.items()}
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("pipeline")
@@ -102,6 +115,34 @@ def test_every_cell_has_its_row(first):
         assert row["settings"]["limit"] == 8  # never to be taken for a result
         assert row["costs"]["generated_tokens"] > 0
         assert ("train_seconds" in row["costs"]) is (row["method"] != "base")
+        assert row["costs"]["decode_seconds"] > 0 and row["costs"]["decode_tokens_per_second"] > 0
+        assert (row["costs"]["trainable_parameters"] > 0) is (row["method"] != "base")
+        # The whole model is trained, so that none has more weights than its base.
+        assert row["costs"]["extra_memory_gib"] == 0 and row["costs"]["decode_relative_cost"] > 0
+        assert row["settings"]["kind"] == ("unchanged" if row["method"] == "base" else "corpus")
+    assert {row["costs"]["decode_relative_cost"] for row in rows if row["method"] == "base"} == {1.0}
+
+
+def test_the_leaderboard_has_every_method_and_the_results_numbers(first, root):
+    _, result = first
+    found = json.loads((result.folder / "leaderboard.json").read_text())
+    assert sorted(line["method"] for line in found["methods"]) == ["base", "samples", "unidetox"]
+    tp = {row["cell"]: row["metrics"]["tp_all"]["value"] for row in result.rows}
+    assert {line["cell"]: line["tp_all"] for line in found["cells"]} == tp
+    for line in found["methods"]:
+        assert line["tp_all"] == pytest.approx(
+            sum(tp[f"{family}-{line['method']}-s5"] for family in ("gpt2", "opt")) / 2
+        )
+        assert line["rank"] in (1, 2, 3) and line["families"] == 2 and line["incomplete"] is None
+    assert '<section id="leaderboard">' in (result.folder / "report.html").read_text()
+    client, runs = tracked(root, "mini")
+    (parent,) = (run.info.run_id for run in runs if tag(run, "kind") == "parent")
+    ranking = json.loads(Path(client.download_artifacts(parent, "ranking.json")).read_text())
+    methods = [dict(zip(ranking["columns"], line, strict=True)) for line in ranking["data"]]
+    assert [line["tp_all"] for line in methods] == [line["tp_all"] for line in found["methods"]]
+    assert {"leaderboard.json", "leaderboard.csv"} <= {
+        Path(each.path).name for each in client.list_artifacts(parent, "report")
+    }
 
 
 def test_the_tables_hold_every_row_once(first):
@@ -165,7 +206,7 @@ def test_tracking_holds_the_run(first, root):
     assert [len(found) for found in names] == [5]
 
 
-def test_the_corpora_are_judged_and_compared(first):
+def test_the_corpora_are_judged_and_compared(first, root):
     _, result = first
     found = json.loads((result.folder / "content.json").read_text())
     assert found["reference"] == "samples" and [pair["corpus"] for pair in found["pairs"]] == ["unidetox"]
@@ -176,6 +217,13 @@ def test_the_corpora_are_judged_and_compared(first):
         assert all(mean["n"] + mean["failed"] == 8 for mean in means.values())
     page = (result.folder / "report.html").read_text()
     assert '<section id="content">' in page and "samples (reference)" in page
+    _, runs = tracked(root, "mini")
+    (stored,) = (run.data.metrics for run in runs if tag(run, "kind") == "parent")
+    lengths = {entry["corpus"]: entry["lengths"] for entry in found["corpora"]}
+    assert stored["content/unidetox/tokens"] == lengths["unidetox"]["tokens"]["total"]
+    for judge in found["judges"]:
+        shares = {entry["corpus"]: entry["share"] for entry in judge["numbers"]}
+        assert stored[f"content/unidetox/{judge['judge']}/diff/toxic"] == shares["unidetox"]["diff"]
 
 
 def test_the_report_is_there(first):
@@ -212,18 +260,9 @@ def test_the_same_command_again_reuses_everything_and_starts_no_ray(first, root)
 
 
 def test_a_family_that_cannot_be_opened_fails_alone(first, root):
-    """Its weights are cut short, as after a copy that broke off."""
     assert first
-    models = {}
-    for folder in (root / "runs" / "cache").iterdir():
-        for family in ("gpt2", "opt"):
-            if folder.name.startswith(f"{family}-"):
-                models[family] = root / f"given-{family}"
-                shutil.copytree(folder, models[family])
-    weights = models["opt"] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
     path = experiment_file(
-        root, name="broken", models={family: str(folder) for family, folder in models.items()}, search=None,
+        root, name="broken", models=with_a_broken_one(root), search=None,
         methods=["base", "samples"],
         evaluate={"continuations": 2, "max_new_tokens": 4, "runs": 1, "ppl_model": None, "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
     )  # fmt: skip

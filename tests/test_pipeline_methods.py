@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
-from test_pipeline import experiment_file, tag, tracked
+from test_pipeline import experiment_file, tag, tracked, with_a_broken_one
 
 from unidetox_ray import pipeline
 from unidetox_ray.config import load
@@ -104,16 +103,8 @@ def test_again_reuses_everything(first):
 
 def test_a_family_whose_toxic_model_cannot_be_made_fails_alone(first, root):
     assert first
-    models = {}
-    for folder in (root / "runs" / "cache").iterdir():
-        for family in ("gpt2", "opt"):
-            if folder.name.startswith(f"{family}-"):
-                models[family] = root / f"given-{family}"
-                shutil.copytree(folder, models[family])
-    weights = models["opt"] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
     path = experiment_file(
-        root, name="broken", models={family: str(folder) for family, folder in models.items()}, search=None,
+        root, name="broken", models=with_a_broken_one(root), search=None,
         methods=["base", "task_arithmetic", "contrastive"], evaluate=EVALUATE,
     )  # fmt: skip
     broken = pipeline.run(load(path))

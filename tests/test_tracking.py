@@ -602,7 +602,14 @@ def result(family: str, method: str, **change: Any) -> dict[str, Any]:
         "metrics": {"ppl": number, "tp_id": number, "tp_id@lexicon": number, "mmlu": {"value": None, "n": 0}},
         "domains": {"religion": {"distribution": "id", "tp": tp, "emt": {**tp, "value": 0.25}}},
         "scorer": "world-bert",
-        "costs": {"train_seconds": 2.0, "score_seconds": 1.5, "train_tokens": 640, "device": "cpu"},
+        # decode_seconds are part of generate_seconds, which are left out here: they do not count twice.
+        "costs": {
+            "train_seconds": 2.0,
+            "score_seconds": 1.5,
+            "decode_seconds": 8.0,
+            "train_tokens": 640,
+            "device": "cpu",
+        },
         **change,
     }
 
@@ -644,7 +651,7 @@ def test_results_become_metrics_tables_and_a_leaderboard(begin: Any, uri: str) -
         {name for name in tags if not name.startswith(("unidetox.changed.", "mlflow."))} for tags in cells
     ]
     assert names[0] == names[1] == names[2]
-    assert sorted(runs["submission"]["artifacts"]) == ["domains.json", "leaderboard.json"]
+    assert sorted(runs["submission"]["artifacts"]) == ["domains.json", "leaderboard.json", "ranking.json"]
     assert cell["artifacts"] == ["domains.json"]
 
     path = connect(uri).download_artifacts(tracker.parent.run_id, "leaderboard.json")
@@ -653,6 +660,14 @@ def test_results_become_metrics_tables_and_a_leaderboard(begin: Any, uri: str) -
     line = dict(zip(board["columns"], board["data"][1], strict=True))
     assert (line["tp_id"], line["tp_id_low"], line["tp_id_diff"], line["mmlu"]) == (0.5, 0.4, -0.3, None)
     assert dict(zip(board["columns"], board["data"][2], strict=True))["tp_id"] is None
+    assert (line["clean_ratio"], line["front_ppl"], line["train_seconds"]) == (None, None, 2.0)
+    path = connect(uri).download_artifacts(tracker.parent.run_id, "ranking.json")
+    ranking = json.loads(Path(path).read_text())
+    methods = [dict(zip(ranking["columns"], values, strict=True)) for values in ranking["data"]]
+    assert [(each["method"], each["families"], each["ppl"]) for each in methods] == [
+        ("base", 2, 0.5), ("unidetox", 2, 0.5)
+    ]  # fmt: skip
+    assert methods[0]["incomplete"].startswith("ppl: 1 of 2")
 
 
 def test_without_tracking_the_same_calls_do_nothing(tmp_path: Path) -> None:

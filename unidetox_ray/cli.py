@@ -302,12 +302,16 @@ def report(
 ) -> None:
     """Rebuild tables and plots of a run from its stored files; needs no GPU and no model."""
     from unidetox_ray.report import build
+    from unidetox_ray.results import read_results
+    from unidetox_ray.table import leaderboard
 
     if not (run_folder / "config.yaml").exists():
         raise ConfigError(
             f"{run_folder}: holds no config.yaml; give the folder of a run, such as outputs/tiny"
         )
     paths = build(run_folder, show_text=show_text)
+    if (run_folder / "results.json").exists() and (ranking := leaderboard(read_results(run_folder))):
+        typer.echo(ranking)
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")
 
 
@@ -426,9 +430,11 @@ def _summary(result: Result) -> None:
     for row in result.failed:
         typer.echo(f"failed: {row['cell']}: {row['error']}", err=True)
     if result.rows:
-        from unidetox_ray.table import headline
+        from unidetox_ray.table import headline, leaderboard
 
         typer.echo(headline(result.rows))
+        if ranking := leaderboard(result.rows):
+            typer.echo(f"\n{ranking}")
     reused = sum(bool(stage["reused"]) for stage in result.stages)
     typer.echo(f"{result.folder}: {len(result.stages)} stages, {reused} reused, {result.seconds:.1f} s")
     if (result.folder / "report.html").exists() and result.rows:

@@ -10,8 +10,9 @@ from unidetox_ray.config import Experiment, checked
 from unidetox_ray.methods.base import CorpusMethod, WeightsMethod
 from unidetox_ray.methods.clean_text import CLEAN
 from unidetox_ray.settings import DataSource
-from unidetox_ray.stages.cells import seeds_of
+from unidetox_ray.stages.cells import OWN, seeds_of, tuned_families, words
 from unidetox_ray.stages.needs import method_of, needed
+from unidetox_ray.stages.scorers import filter_scorer
 
 
 def describe(experiment: Experiment) -> str:
@@ -27,7 +28,7 @@ def describe(experiment: Experiment) -> str:
     toxic = wanted.families("toxic")
     for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
         source = getattr(experiment.data, role)
-        if source is not None and (toxic or role != "toxic"):
+        if source is not None and (toxic or wanted.fits or role != "toxic"):
             lines.append(f"  {role:<8} {_data(experiment, source)}")
     corpus, finetune, evaluate = experiment.corpus, experiment.finetune, experiment.evaluate
     lines.append("stages:")
@@ -51,10 +52,15 @@ def describe(experiment: Experiment) -> str:
         lines.append(
             f"  search    {len(search.steps)} x {len(search.lr)} settings, {trainings} trainings (schedule {search.schedule}) on {experiment.base_family}, lowest validation {search.metric}"
         )
+    lines += _tuned(experiment)
     kinds = {method_of(entry).kind for entry in experiment.methods}
     if "corpus" in kinds:
         lines.append(
             f"  finetune  {finetune.steps if experiment.search is None else 'searched'} steps, lr {finetune.lr if experiment.search is None else 'searched'}, batch {finetune.batch_size}, {finetune.precision}, {finetune.schedule} schedule, ZeRO {finetune.deepspeed.stage}"
+        )
+    if wanted.fits:
+        lines.append(
+            f"  fit       {', '.join(wanted.fits)}: {', '.join(experiment.families)}, on data.toxic and data.clean"
         )
     lines += _shaped(experiment)
     lines.append(
@@ -71,23 +77,54 @@ def describe(experiment: Experiment) -> str:
     ]
     lines.append(f"cells: {len(cells)}")
     lines += [f"  {family}-{label}-s{seed}" for family, label, seed in cells]
+    if experiment.tuning.reuse == "both" and any(entry.tune for entry in experiment.methods):
+        lines.append(
+            f"  and <label>{OWN}, for a family other than {experiment.base_family} whose own choice differs from the universal one"
+        )
     return "\n".join(lines)
 
 
 def _texts(experiment: Experiment) -> list[str]:
-    """A line per corpus of real text; DataError for a file that is not there."""
+    """A line per corpus of real text or of chosen texts; DataError for a file that is not there."""
     lines = []
     for entry in experiment.methods:
         method = method_of(entry)
-        if isinstance(method, CorpusMethod) and method.source == "text":
-            section = method.recipe(checked(entry), experiment.corpus)
-            if section.source != CLEAN:
+        if isinstance(method, CorpusMethod) and method.source in ("text", "select"):
+            section, settings = method.recipe(checked(entry), experiment.corpus), checked(entry)
+            if method.source == "select":
+                source = "the base model's own" if section.source == "distil" else section.source
+                lines.append(
+                    f"  corpus    {entry.label}: the least toxic {settings.keep:g} of texts from {source}, by {filter_scorer(experiment, entry).name}"
+                )
+            if section.source not in (CLEAN, "distil"):
                 from unidetox_ray.data.base import resolve
 
                 resolve(section.source, experiment.data.data_root)
-            lines.append(
-                f"  corpus    {entry.label}: {section.num_texts} texts of at most {section.max_length - 1} tokens from {section.source}"
-            )
+            if method.source == "text":
+                lines.append(
+                    f"  corpus    {entry.label}: {section.num_texts} texts of at most {section.max_length - 1} tokens from {section.source}"
+                )
+    return lines
+
+
+def _tuned(experiment: Experiment) -> list[str]:
+    """A line per tuned entry: its trials by name, and on which families; one more for the base models' own trials."""
+    lines, families = [], tuned_families(experiment)
+    where, times = ", ".join(families), len(families)
+    for entry in experiment.methods:
+        if not entry.tune:
+            continue
+        named = " ".join(words(point) for point in entry.points)
+        trials = f"{len(entry.points)} x {times} trials"
+        if method_of(entry).kind == "corpus":
+            trials += f", {len(entry.tune.get('lr', ((),))) * times} trainings (schedule constant)"
+        lines.append(f"  tune      {entry.label}: {named} on {where}: {trials}")
+    if lines:
+        tuning = experiment.tuning
+        lines.append(f"  tune      base models: {where}: {times} trials")
+        lines.append(
+            f"  choose    {tuning.reuse}: lowest validation {tuning.metric}, clean_ppl at most {tuning.max_clean_ppl:g} x the base model's"
+        )
     return lines
 
 
@@ -100,12 +137,12 @@ def _shaped(experiment: Experiment) -> list[str]:
         method = method_of(entry)
         verb = {"weights": "edit", "decoding": "steer"}.get(method.kind)
         if verb is not None:
-            settings = checked(entry)
-            given = method.given(settings) if isinstance(method, WeightsMethod) else None
-            for family in experiment.families if given is not None else ():
-                given_model(str(given), family)
-            values = settings.model_dump().items()
-            told = ", ".join(f"{name} {value}" for name, value in values if value is not None)
+            for variant in entry.variants:
+                given = method.given(checked(variant)) if isinstance(method, WeightsMethod) else None
+                for family in experiment.families if given is not None else ():
+                    given_model(str(given), family)
+            values = {**checked(entry).model_dump(), **dict.fromkeys(entry.tune, "tuned")}
+            told = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
             lines.append(f"  {verb:<9} {entry.label}: {told}")
     return lines
 

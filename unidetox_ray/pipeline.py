@@ -1,7 +1,7 @@
 """The main path: models → toxic → corpus → search → finetune → generate → score → report.
 
 What methods need is made once per family in the stage `toxic`; the models of weights methods are edited in the stage
-`finetune`, and those of decoding methods are put together there.
+`finetune`, what decoding methods fit for themselves is fitted there, and their models are put together.
 
 Each stage reads files and writes files and is skipped when its folder is finished; the same command again goes on where
 the last one ended.
@@ -24,7 +24,7 @@ from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
 from unidetox_ray.records import Recorder, open_recorder
 from unidetox_ray.remote import mirror_of
-from unidetox_ray.stages.cells import Cell, cells_of, steer
+from unidetox_ray.stages.cells import Cell, cells_of, steer, tuned_pairs
 from unidetox_ray.stages.context import Context, Display, Silent
 from unidetox_ray.stages.copies import Copies
 from unidetox_ray.stages.needs import needed
@@ -84,7 +84,19 @@ def run(
 
 
 def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
-    from unidetox_ray.stages import content, corpus, edit, finetune, generate, models, score, search, toxic
+    from unidetox_ray.stages import (
+        content,
+        corpus,
+        edit,
+        finetune,
+        fits,
+        generate,
+        models,
+        score,
+        search,
+        toxic,
+        tune,
+    )
 
     experiment = context.experiment
     last = STAGES.index(until)
@@ -110,7 +122,9 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
     corpora: dict[str, tuple[Path, Manifest]] = {}
     for entry in experiment.methods:
         if registry.lookup("methods", entry.method).kind == "corpus":
-            corpora[entry.label] = corpus.run(context, entry, bases[experiment.base_family], toxic_model)
+            corpora[entry.label] = corpus.run(
+                context, entry, bases[experiment.base_family], toxic_model, scorers
+            )
             recorder.corpus(entry.label, *corpora[entry.label])
     show_corpora(context, corpora)
     if reached("corpus"):
@@ -128,13 +142,22 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
         write_json(context.folder.root / "search.json", manifest.extra)
         recorder.search(manifest)
         result.search = manifest.extra
+    tuning = tune.run(context, bases, corpora, copies, scorers)
+    if tuning is not None:
+        write_json(context.folder.root / "tuning.json", tuning.values)
+        recorder.tuning(tuning.values, tuning.manifest)
+        cells = cells_of(experiment, bases, tuning.choices)
+    else:
+        for name in ("tuning.json", "tuning_test.json"):  # of an earlier run, whose grids this one has not
+            (context.folder.root / name).unlink(missing_ok=True)
     if reached("search"):
         return result
 
+    chosen = [cell for cell in cells if cell.error is None]  # the others have no setting to be made with
     if corpora:
-        finetune.run(context, cells, corpora, section)
-    edit.run(context, cells, copies)
-    steer(cells, copies)
+        finetune.run(context, chosen, corpora, section)
+    edit.run(context, chosen, copies)
+    steer(chosen, copies, fits.run(context, chosen, bases))
     if reached("finetune"):
         return result
     generated = generate.run(context, cells)
@@ -151,6 +174,7 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
         analysed, _ = content.run(context, corpora, scorers)
         for name in content.FILES:
             link(analysed / name, context.folder.root / name)
+        recorder.content(analysed)
     result.rows = tabulate(context, cells, generated, scored)
     recorder.results(result.rows, cells, corpora)
     from unidetox_ray.report import build
@@ -168,40 +192,23 @@ def tabulate(
 ) -> list[dict[str, Any]]:
     """results.json and results.parquet from stored generations and scores; needs no model."""
     from unidetox_ray.metrics.measure import ResultSettings
+    from unidetox_ray.metrics.pairs import cell_differences
     from unidetox_ray.results import CellInfo, cell_results, write_results
+    from unidetox_ray.stages.costs import costs_of
 
     experiment, evaluate = context.experiment, context.experiment.evaluate
     generations = pl.read_parquet(generated[0] / "generations.parquet")
     prompts = pl.read_parquet(generated[0] / "prompts.parquet")
     scores = pl.read_parquet(scored[0] / "scores.parquet")
     judges = scores.filter(pl.col("metric") == "ppl")["scorer"].unique().to_list()
-    alive = sum(cell.model is not None for cell in cells)
+    costs = costs_of(cells, generated[1], scored[1])
     infos = []
     for cell in cells:
-        costs: dict[str, Any] = {"device": "cpu"}
-        if cell.training is not None:
-            costs |= {
-                "train_seconds": cell.training.extra["train_seconds"],
-                "train_tokens": cell.training.extra["train_tokens"],
-                "device": cell.training.extra["device"],
-            }
-            speed = cell.training.extra.get("speed", {})  # absent in runs of earlier versions
-            names = {"train_step_ms": "step_ms", "train_tokens_per_second": "tokens_per_second", "mfu": "mfu"}
-            costs |= {name: speed[key] for name, key in names.items() if key in speed}
-        if cell.edit is not None:
-            costs |= {name: cell.edit.extra[name] for name in ("edit_seconds", "device")}
-        if cell.model is not None:
-            # Stages judge all cells in one pool: a cell's share is by number, all having the same prompts.
-            costs |= {
-                "generate_seconds": round(generated[1].seconds / alive, 3),
-                "score_seconds": round(scored[1].seconds / alive, 3),
-            }
-            costs["generated_tokens"] = generated[1].extra["tokens"].get(cell.name, 0)
         infos.append(
             CellInfo(
                 cell=cell.name, family=cell.family, model=cell.base["name"], method=cell.method.label, seed=cell.seed,
-                settings={**cell.settings, "fidelity": experiment.fidelity, "limit": experiment.limit},
-                status="ok" if cell.error is None else "failed", error=cell.error, costs=costs,
+                settings={**cell.settings, **({"tuned": cell.tuned} if cell.tuned else {}), "kind": cell.kind, "fidelity": experiment.fidelity, "limit": experiment.limit},
+                status="ok" if cell.error is None else "failed", error=cell.error, costs=costs[cell.name],
             )
         )  # fmt: skip
     settings = ResultSettings(
@@ -210,6 +217,16 @@ def tabulate(
     )  # fmt: skip
     rows = cell_results(scores, generations, prompts, cells=infos, settings=settings)
     write_results(rows, context.folder.root)
+    pairs = tuned_pairs(cells)
+    if pairs:
+        found = cell_differences(
+            scores, generations, prompts, pairs, ("tp_all", "emt_all", "ppl", "clean_ppl"), settings
+        )
+        told = [
+            {"own": own, "universal": universal, "metrics": metrics}
+            for (own, universal), metrics in zip(pairs, found, strict=True)
+        ]
+        write_json(context.folder.root / "tuning_test.json", told)
     write_json(context.folder.root / "stages.json", context.stages)
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,15 +97,24 @@ class Recorder:
             seed=self.context.experiment.corpus.seed, family=self.context.experiment.base_family,
         )  # fmt: skip
         run.metrics({"tokens": float(manifest.extra["tokens"]), "ended": float(manifest.extra["ended"])})
+        marks = {"documents": "text", "selection": "select"}
+        kind = next((kind for mark, kind in marks.items() if mark in manifest.extra), "distil")
         run.artifact(folder / "corpus.parquet", "corpus")
         run.dataset(
             f"corpus-{label}",
             folder / "corpus.parquet",
             manifest.extra["sha256"],
-            "text" if "documents" in manifest.extra else "distil",
+            kind,
             manifest.counts["ok"],
         )
         run.end("FINISHED")
+
+    def content(self, folder: Path) -> None:
+        """The numbers of content.json; its words stay in the run folder."""
+        from unidetox_ray.tracking import content_metrics
+
+        value = json.loads((folder / "content.json").read_text(encoding="utf-8"))
+        self.tracker.parent.metrics(content_metrics(value))
 
     def search(self, manifest: Manifest) -> None:
         values = manifest.extra
@@ -146,6 +156,45 @@ class Recorder:
         )
         run.end("FINISHED")
 
+    def tuning(self, values: dict[str, Any], manifest: Manifest) -> None:
+        """A run for the tuning and, below it, one for every trial, base models included."""
+        run = self._child("search", manifest.key, "tuning", manifest, method="tuning")
+        run.metrics({"trials": float(manifest.counts["expected"])})
+        lines = [("base", family, row) for family, row in values["bases"].items()] + [
+            (label, family, row)
+            for label, entry in values["entries"].items()
+            for family, part in entry["families"].items()
+            for row in part["trials"]
+        ]
+        for label, family, row in lines:
+            child = self.tracker.child(
+                "trial", key=f"{row['key']}-{row['trial']}", name=row["trial"], params=row["settings"],
+                tags={**self.tags, "stage": "search", "family": family, "method": label}, parent=run,
+            )  # fmt: skip
+            child.metrics({name: value for name, value in row.items() if isinstance(value, float)})
+            child.end("FINISHED" if row["status"] == "ok" else "FAILED")
+        table = [
+            {
+                "family": family,
+                "method": label,
+                **{k: v for k, v in row.items() if k != "key"},
+                "settings": json.dumps(row["settings"]),
+            }
+            for label, family, row in lines
+        ]
+        run.table(pl.DataFrame(table, infer_schema_length=None), "trials.json")
+        chosen = [
+            {"family": family, "method": label, "universal": (entry["universal"] or {}).get("chosen"), "own": part["chosen"], "reason": part["reason"]}
+            for label, entry in values["entries"].items()
+            for family, part in entry["families"].items()
+        ]  # fmt: skip
+        shown = [
+            {name: json.dumps(value) if isinstance(value, dict) else value for name, value in line.items()}
+            for line in chosen
+        ]
+        run.table(pl.DataFrame(shown, infer_schema_length=None), "chosen.json")
+        run.end("FINISHED")
+
     def results(
         self, rows: Sequence[dict[str, Any]], cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]]
     ) -> None:
@@ -154,10 +203,12 @@ class Recorder:
         for cell in cells:
             if cell.edit is not None:
                 self._edit(cell)
+            if cell.fit is not None:
+                self._fit(cell)
             if cell.training is None:
                 continue
             label = cell.method.label
-            folder, manifest = corpora[label]
+            folder, manifest = corpora[cell.entry]
             run = self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags={
                 **self.tags, "stage": "cell", "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
             })  # fmt: skip
@@ -171,16 +222,36 @@ class Recorder:
             )
         log_results(self.tracker, rows, tags=self.tags)
 
-    def _edit(self, cell: Cell) -> None:
-        """The norms of an edit, on the run of its cell."""
+    def _run_of(self, cell: Cell) -> Any:
         label = cell.method.label
         tags = {**self.tags, "stage": "cell", "family": cell.family, "method": label, "seed": cell.seed}
-        run = self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags=tags)
+        return self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags=tags)
+
+    def _edit(self, cell: Cell) -> None:
+        """The norms of an edit, on the run of its cell."""
         names = ("toxic_norm", "step_norm", "parameters")
-        run.metrics({f"edit/{name}": float(cell.edit.extra[name]) for name in names})
+        self._run_of(cell).metrics({f"edit/{name}": float(cell.edit.extra[name]) for name in names})
+
+    def _fit(self, cell: Cell) -> None:
+        """The numbers among the facts of what its method fitted, on the run of its cell."""
+        facts = cell.fit.extra.items()
+        self._run_of(cell).metrics(
+            {
+                f"fit/{name}": float(v)
+                for name, v in facts
+                if isinstance(v, (int, float)) and not isinstance(v, bool)
+            }
+        )
 
     def report(self, root: Path) -> None:
-        for name in ("report.html", "report.md", "results.json", "config.yaml"):
+        for name in (
+            "report.html",
+            "report.md",
+            "results.json",
+            "leaderboard.json",
+            "leaderboard.csv",
+            "config.yaml",
+        ):
             if (root / name).exists():
                 self.tracker.parent.artifact(root / name, "report")
 

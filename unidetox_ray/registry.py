@@ -24,8 +24,12 @@ METHODS = {
     "unidetox": "unidetox_ray.methods.unidetox:METHOD",
     "samples": "unidetox_ray.methods.samples:METHOD",
     "clean_text": "unidetox_ray.methods.clean_text:METHOD",
+    "sgeat": "unidetox_ray.methods.sgeat:METHOD",
+    "dapt": "unidetox_ray.methods.dapt:METHOD",
     "contrastive": "unidetox_ray.methods.contrastive:METHOD",
     "dexperts": "unidetox_ray.methods.dexperts:METHOD",
+    "lm_steer": "unidetox_ray.methods.lm_steer:METHOD",
+    "calibration": "unidetox_ray.methods.calibration:METHOD",
     "task_arithmetic": "unidetox_ray.methods.task_arithmetic:METHOD",
 }
 METRICS = {
@@ -34,6 +38,7 @@ METRICS = {
     "distinct": "unidetox_ray.metrics.distinct:METRIC",
     "mmlu": "unidetox_ray.metrics.mmlu:METRIC",
     "clean_ppl": "unidetox_ray.metrics.clean_perplexity:METRIC",
+    "refusal": "unidetox_ray.metrics.refusal:METRIC",
 }
 DATASETS = {
     "world": "unidetox_ray.data.world:DATASET",

@@ -10,21 +10,25 @@ from unidetox_ray.config import Experiment, MethodEntry, checked
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.methods.base import CorpusMethod, Method, Need
 from unidetox_ray.methods.clean_text import CLEAN
+from unidetox_ray.stages.scorers import filter_scorer
 
 #: Fine-tuned copies of a base model, as opposed to what a method fits for itself.
 COPIES: tuple[Need, ...] = ("toxic", "expert")
+_FIXED = "settings.{} fixes the training and so contradicts"
 
 
 @dataclass(frozen=True)
 class Needed:
     """copies: (need, family) of every fine-tuned copy, families in the order of the experiment, each once.
 
-    sampled: corpus entries decoded here. for_corpora: the copies without which no corpus can be made.
+    sampled: corpus entries decoded here. for_corpora: the copies without which no corpus can be made. fits: labels of the
+    entries whose method fits something for itself on every family.
     """
 
     copies: tuple[tuple[Need, str], ...]
     sampled: tuple[MethodEntry, ...]
     for_corpora: frozenset[Need]
+    fits: tuple[str, ...] = ()
 
     def families(self, need: Need) -> tuple[str, ...]:
         return tuple(family for name, family in self.copies if name == need)
@@ -40,9 +44,10 @@ def needed(experiment: Experiment) -> Needed:
     wanted: set[tuple[Need, str]] = set()
     sampled: list[MethodEntry] = []
     for_corpora: set[Need] = set()
+    fits: list[str] = []
     for entry in experiment.methods:
-        method, settings = method_of(entry), checked(entry)
-        needs = method.needed_for(settings)
+        method, settings = method_of(entry), checked(entry.variants[0])
+        needs = frozenset().union(*(method.needed_for(checked(variant)) for variant in entry.variants))
         families: Sequence[str] = experiment.families
         if isinstance(method, CorpusMethod):
             source = method.recipe(settings, experiment.corpus).source
@@ -50,6 +55,12 @@ def needed(experiment: Experiment) -> Needed:
                 raise ConfigError(
                     f"methods.{entry.label}: takes its text from data.clean, which is null; name a data set there, "
                     "or a file in the method's settings.source"
+                )
+            if method.source == "select":
+                filter_scorer(experiment, entry)
+            if "steps" in entry.tune and entry.settings.get("epochs") is not None:
+                raise ConfigError(
+                    f"methods.{entry.label}: {_FIXED.format('epochs')} tune.steps; leave one of the two out"
                 )
             if method.source == "text" or source != "distil":
                 continue
@@ -60,6 +71,12 @@ def needed(experiment: Experiment) -> Needed:
             raise ConfigError(
                 f"methods.{entry.label}: needs an expert trained on clean text, but data.clean is null; name a data set there"
             )
+        if "fit" in needs:
+            if experiment.data.clean is None:
+                raise ConfigError(
+                    f"methods.{entry.label}: is fitted on toxic and clean text, but data.clean is null; name a data set there"
+                )
+            fits.append(entry.label)
         wanted |= {(need, family) for need in needs if need in COPIES for family in families}
     order = list(dict.fromkeys([experiment.base_family, *experiment.families]))
     copies = sorted(wanted, key=lambda copy: (order.index(copy[1]), COPIES.index(copy[0])))
@@ -69,4 +86,9 @@ def needed(experiment: Experiment) -> Needed:
             raise ConfigError(
                 f"search.method is {searched.label!r}, whose cells are not fine-tuned; name a corpus method"
             )
-    return Needed(tuple(copies), tuple(sampled), frozenset(for_corpora))
+        fixed = [name for name in ("epochs", "lr") if searched.settings.get(name) is not None]
+        if fixed:
+            raise ConfigError(
+                f"methods.{searched.label}: {_FIXED.format(fixed[0])} the search of its steps and lr; leave it out there"
+            )
+    return Needed(tuple(copies), tuple(sampled), frozenset(for_corpora), tuple(fits))
