@@ -13,6 +13,7 @@ from typing import Any
 
 from unidetox_ray.errors import StageError
 from unidetox_ray.settings import ClusterSection
+from unidetox_ray.stages.worker_process import begin
 
 #: Read by Ray and Ray Train in the driver. The shorter polls cut seconds from the tail of every training.
 _DRIVER_ENVIRONMENT = {
@@ -83,6 +84,7 @@ def connected(settings: ClusterSection) -> Iterator[None]:
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
         }
+        options["runtime_env"]["worker_process_setup_hook"] = f"{begin.__module__}.{begin.__name__}"
     else:
         options |= {"address": address}
     on_main = threading.current_thread() is threading.main_thread()
