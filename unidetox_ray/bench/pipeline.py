@@ -7,6 +7,7 @@ process; through Ray as many actors, trials and families work at once as `actors
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ _LIMIT = 128
 
 def run(options: Options) -> BenchResult:
     """seconds: all stages behind `models`, through Ray. ratio_to_plain: these / the plain calls' seconds."""
+    # Ray's workers run at nice 15, so that beside any other work they would lose what the plain side gets.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory(prefix="unidetox-bench-") as folder:
         experiment = _experiment(options, Path(folder))
         started = time.perf_counter()
