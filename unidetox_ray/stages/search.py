@@ -33,7 +33,7 @@ from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.finetune import cell_job
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
-from unidetox_ray.stages.training import Job, failure, group_trainer
+from unidetox_ray.stages.training import Job, failure, group_trainer, join_alone, run_job
 from unidetox_ray.stages.watch import watched
 
 
@@ -146,17 +146,23 @@ def trial_jobs(
     return jobs
 
 
-def trial_driver(config: dict[str, Any]) -> None:
-    """The Tune function: one Ray Train run of one job. Metrics reach Tune through Ray's own callback."""
+def trial(config: dict[str, Any]) -> None:
+    """The Tune function: one job. Alone it is trained in the trial's own process; several workers are a Ray Train run of their
+    own, whose metrics reach Tune through Ray's callback."""
+    job, cluster = Job(**json.loads(config["job"])), ClusterSection(**config["cluster"])
+    if cluster.workers_per_cell == 1:
+        from ray import tune
+
+        from unidetox_ray.stages.cluster import prepare_process
+
+        device = prepare_process(cluster.threads)
+        join_alone(device)
+        run_job(job, device, 0, 1, tune.report)
+        return
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job = Job(**json.loads(config["job"]))
     trainer = group_trainer(
-        f"trial-{job.key}",
-        [job],
-        ClusterSection(**config["cluster"]),
-        Path(config["storage"]),
-        [TuneReportCallback()],
+        f"trial-{job.key}", [job], cluster, Path(config["storage"]), [TuneReportCallback()]
     )
     trainer.fit()
 
@@ -165,7 +171,7 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
     """Run the trials that are not finished; returns the errors and their kinds by job name."""
     from ray import tune
 
-    from unidetox_ray.stages.cluster import concurrent_groups
+    from unidetox_ray.stages.cluster import concurrent_groups, has_gpus
 
     waiting = [job for job in jobs if finished(Path(job.folder), job.key) is None]
     if not waiting:
@@ -174,6 +180,9 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
     cluster = context.experiment.cluster
     search = context.experiment.search
     assert search is not None
+    alone = {"gpu": 1} if has_gpus() else {"cpu": 1}
+    # The driver of a Ray Train run only waits; its workers hold the CPUs and GPUs.
+    resources = alone if cluster.workers_per_cell == 1 else {"cpu": 0.01}
     at_once = search.max_concurrent or concurrent_groups(cluster, len(waiting))
     by_text = {json.dumps(asdict(job)): job.name for job in waiting}
     space = {
@@ -182,10 +191,11 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
         "storage": str(context.folder.root / "ray"),
     }
     tuner = tune.Tuner(
-        # The driver only waits; workers hold the CPUs and GPUs.
-        tune.with_resources(trial_driver, {"cpu": 0.01}),
+        tune.with_resources(trial, resources),
         param_space=space,
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, metric=search.metric, mode="min"),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once, metric=search.metric, mode="min", reuse_actors=True
+        ),
         run_config=tune.RunConfig(
             name=f"search-{folder.name}", storage_path=str(context.folder.root / "ray"), verbose=0
         ),
