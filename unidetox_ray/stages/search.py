@@ -1,7 +1,7 @@
 """Stage `search`: Ray Tune over steps × lr on the base family's validation prompts (paper section 3).
 
-A Tune trial is a light driver that builds its own Ray Train run, named by the trial's hash: a random name would restart a resumed trial
-at step 0. `schedule: linear` trains once per (steps, lr), because the decay depends on the step count; `constant` trains once per lr and
+A Tune trial trains in its own process. With several workers a cell it is a light driver that builds its own Ray Train run, named by the
+trial's hash: a random name would restart a resumed trial at step 0. `schedule: linear` trains once per (steps, lr), because the decay depends on the step count; `constant` trains once per lr and
 measures at every step count.
 """
 
@@ -146,7 +146,7 @@ def trial_jobs(
     return jobs
 
 
-def trial(config: dict[str, Any]) -> None:
+def trial_driver(config: dict[str, Any]) -> None:
     """The Tune function: one job. Alone it is trained in the trial's own process; several workers are a Ray Train run of their
     own, whose metrics reach Tune through Ray's callback."""
     job, cluster = Job(**json.loads(config["job"])), ClusterSection(**config["cluster"])
@@ -180,9 +180,10 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
     cluster = context.experiment.cluster
     search = context.experiment.search
     assert search is not None
-    alone = {"gpu": 1} if has_gpus() else {"cpu": 1}
     # The driver of a Ray Train run only waits; its workers hold the CPUs and GPUs.
-    resources = alone if cluster.workers_per_cell == 1 else {"cpu": 0.01}
+    resources = {"cpu": 0.01}
+    if cluster.workers_per_cell == 1:
+        resources = {"gpu": 1.0} if has_gpus() else {"cpu": 1.0}
     at_once = search.max_concurrent or concurrent_groups(cluster, len(waiting))
     by_text = {json.dumps(asdict(job)): job.name for job in waiting}
     space = {
@@ -191,7 +192,7 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
         "storage": str(context.folder.root / "ray"),
     }
     tuner = tune.Tuner(
-        tune.with_resources(trial, resources),
+        tune.with_resources(trial_driver, resources),
         param_space=space,
         tune_config=tune.TuneConfig(
             max_concurrent_trials=at_once, metric=search.metric, mode="min", reuse_actors=True
