@@ -29,8 +29,6 @@ from unidetox_ray.stages import models
 from unidetox_ray.stages.cluster import connected
 from unidetox_ray.stages.context import Context
 
-_LIMIT = 128
-
 
 def run(options: Options) -> BenchResult:
     """seconds: all stages behind `models`, through Ray. ratio_to_plain: these / the plain calls' seconds."""
@@ -102,7 +100,7 @@ def _experiment(options: Options, folder: Path) -> Experiment:
         ]
         names += ["search.max_concurrent"] if given.search is not None else []
         overrides += [f"{name}={options.actors}" for name in names]
-    experiment = load(path, overrides, limit=options.texts or _LIMIT)
+    experiment = load(path, overrides, limit=options.texts)
     if not any(entry.method != "base" for entry in experiment.methods):
         raise ConfigError(
             f"{path}: names no corpus method, so there is little to compare; add unidetox to methods"

@@ -108,7 +108,7 @@ def _sampled(context: Context, entry: MethodEntry, base: Handle, toxic: Handle |
     """None for a corpus that is not decoded here. StageError where the toxic model is needed and missing."""
     section = corpus_section(context, entry)
     method: CorpusMethod = registry.lookup("methods", entry.method)
-    if method.source == "text" or section.source != "distil":
+    if method.source != "sample" or section.source != "distil":
         return None
     contrasted = "toxic" in method.needed_for(checked(entry))
     models = [base] + ([toxic] if contrasted and toxic is not None else [])
