@@ -149,12 +149,20 @@ def test_a_real_search_ends_with_a_choice_and_is_not_run_twice(ray_session, prep
     assert search.run(third, cell, corpus, scorers)[1].extra == manifest.extra
     assert trained == {path: path.stat().st_mtime_ns for path in trained} and len(trained) == 2
 
-    # With two workers a cell each trial is a Ray Train run of its own, and measures the same models but for rounding.
-    shared = make("constant", "shared", "cluster.workers_per_cell=2", "search.lr=[1e-3]")
-    _, both = search.run(shared, cell, corpus, scorers)
-    for row, of_both in zip(written["trials"][:2], both.extra["trials"], strict=True):
-        assert (of_both["steps"], of_both["lr"]) == (row["steps"], row["lr"]) and of_both["status"] == "ok"
-        assert of_both["clean_ppl"] == pytest.approx(row["clean_ppl"], rel=1e-3)
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_that_take_every_cpu_measure_what_one_does(ray_session, prepared, models):
+    make, cell, corpus = prepared
+    scorers = {"tiny": {**models["classifier"], "label": "toxic", "sha256": None}}
+    trials = []
+    for workers in (1, 2):  # two: a Ray Train run inside the trial
+        changes = (f"cluster.workers_per_cell={workers}", "search.lr=[1e-3]")
+        _, manifest = search.run(make("constant", f"of-{workers}", *changes), cell, corpus, scorers)
+        trials.append(manifest.extra["trials"])
+    for one, two in zip(*trials, strict=True):
+        assert one["key"] == two["key"] and one["status"] == two["status"] == "ok"
+        assert two["clean_ppl"] == pytest.approx(one["clean_ppl"], rel=1e-3)
 
 
 @pytest.mark.ray

@@ -1,8 +1,8 @@
 """Stage `search`: Ray Tune over steps × lr on the base family's validation prompts (paper section 3).
 
 A Tune trial trains in its own process. With several workers a cell it is a light driver that builds its own Ray Train run, named by the
-trial's hash: a random name would restart a resumed trial at step 0. `schedule: linear` trains once per (steps, lr), because the decay depends on the step count; `constant` trains once per lr and
-measures at every step count.
+trial's hash: a random name would restart a resumed trial at step 0. `schedule: linear` trains once per (steps, lr), because the decay
+depends on the step count; `constant` trains once per lr and measures at every step count.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def _tune(context: Context, jobs: Sequence[Job], folder: Path) -> dict[str, tupl
     cluster = context.experiment.cluster
     search = context.experiment.search
     assert search is not None
-    # The driver of a Ray Train run only waits; its workers hold the CPUs and GPUs.
-    resources = {"cpu": 0.01}
+    # The driver of a Ray Train run only waits and must leave its workers every CPU and GPU; Tune wants it to hold something.
+    resources = {"memory": 1.0}
     if cluster.workers_per_cell == 1:
         resources = {"gpu": 1.0} if has_gpus() else {"cpu": 1.0}
     at_once = search.max_concurrent or concurrent_groups(cluster, len(waiting))
