@@ -120,12 +120,16 @@ def _stages(context: Context, recorder: Recorder, until: Stage) -> Result:
 
     toxic_model = copies.models.get(("toxic", experiment.base_family))
     corpora: dict[str, tuple[Path, Manifest]] = {}
-    for entry in experiment.methods:
-        if registry.lookup("methods", entry.method).kind == "corpus":
-            corpora[entry.label] = corpus.run(
-                context, entry, bases[experiment.base_family], toxic_model, scorers
-            )
-            recorder.corpus(entry.label, *corpora[entry.label])
+    entries = [
+        entry for entry in experiment.methods if registry.lookup("methods", entry.method).kind == "corpus"
+    ]
+    base = bases[experiment.base_family]
+    spent = corpus.sample_together(context, entries, base, toxic_model)
+    for entry in entries:
+        corpora[entry.label] = corpus.run(
+            context, entry, base, toxic_model, scorers, spent.get(entry.label, 0.0)
+        )
+        recorder.corpus(entry.label, *corpora[entry.label])
     show_corpora(context, corpora)
     if reached("corpus"):
         return result

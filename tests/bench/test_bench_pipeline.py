@@ -56,7 +56,7 @@ def test_plain_calls_make_what_ray_makes(small, tmp_path):
 
 def test_experiments_that_cannot_be_compared_are_refused(small, tmp_path):
     options = Options(experiment=str(small))
-    assert _experiment(options, tmp_path).limit == 128
+    assert _experiment(options, tmp_path).limit is None
     chosen = _experiment(Options(experiment=str(small), actors=3, texts=5), tmp_path)
     assert chosen.cluster.corpus_actors == 3 and chosen.cluster.concurrent_cells == 3 and chosen.limit == 5
     for change, words in (

@@ -19,6 +19,10 @@ with connected(ClusterSection(num_cpus=2)):
             return 1
     actors = [ray.remote(num_cpus=0)(Waiting).remote() for _ in range(10)]
     print(sum(ray.get([actor.here.remote() for actor in actors])))
+    def collects_rarely():
+        import gc
+        return gc.get_threshold()[0] > 10_000
+    print(ray.get(ray.remote(collects_rarely).remote()))
     def broken():
         raise ValueError("what a worker met")
     try:
@@ -36,4 +40,4 @@ def test_the_console_is_quiet_and_errors_still_arrive(tmp_path, root):
         [sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**environment, "PYTHONPATH": str(root)},
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["10", "True"] and done.stderr == ""
+    assert done.stdout.splitlines() == ["10", "True", "True"] and done.stderr == ""

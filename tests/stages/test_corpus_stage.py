@@ -65,6 +65,22 @@ def test_one_actor_two_actors_and_a_resumed_run_give_the_same_bytes(
         corpus.run(third, UNIDETOX, base, toxic)
 
 
+def test_corpora_of_one_pool_are_those_of_pools_of_their_own(samples, models, make_context):
+    _, alone, manifest = samples
+    base, toxic = models["gpt2"], models["toxic"]
+    context = make_context("shared", *SMALL, "cluster.corpus_actors=2")
+    spent = corpus.sample_together(context, [SAMPLES, UNIDETOX], base, toxic)
+    assert set(spent) == {"samples", "unidetox"} and min(spent.values()) > 0
+    folder, same = corpus.run(context, SAMPLES, base, toxic, spent["samples"])
+    assert same.key == manifest.key and same.seconds >= spent["samples"]
+    assert (folder / "corpus.parquet").read_bytes() == (alone / "corpus.parquet").read_bytes()
+    # What is left is one corpus, which waits for nothing: its parts lie there.
+    assert corpus.sample_together(context, [SAMPLES, UNIDETOX], base, toxic) == {}
+    contrasted, _ = corpus.run(context, UNIDETOX, base, toxic)
+    own, _ = corpus.run(make_context("own", *SMALL), UNIDETOX, base, toxic)
+    assert (contrasted / "corpus.parquet").read_bytes() == (own / "corpus.parquet").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def samples(ray_session, models, context_at, tmp_path_factory):
     """(run folder, corpus folder, manifest, context maker) of the control's corpus, sampled once."""

@@ -68,9 +68,9 @@ def prepared(models, make_context, tmp_path):
     )
     scorer = {"name": "tiny", "source": str(models.root / "classifier")}
 
-    def make(schedule, folder="run"):
+    def make(schedule, folder="run", *changes):
         return make_context(
-            folder, f"search.schedule={schedule}", models=models, limit=6,
+            folder, f"search.schedule={schedule}", *changes, models=models, limit=6,
             search={"steps": [2, 4], "lr": [1e-3, 1e-2], "continuations": 2, "prompts_per_domain": 2},
             finetune={"batch_size": 4, "max_length": 32, "dropout": 0.0},
             evaluate={"max_new_tokens": 6, "clean_max_length": 32, "scorers": [scorer]},
@@ -148,3 +148,28 @@ def test_a_real_search_ends_with_a_choice_and_is_not_run_twice(ray_session, prep
     third = make("constant")
     assert search.run(third, cell, corpus, scorers)[1].extra == manifest.extra
     assert trained == {path: path.stat().st_mtime_ns for path in trained} and len(trained) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_that_take_every_cpu_measure_what_one_does(ray_session, prepared, models):
+    make, cell, corpus = prepared
+    scorers = {"tiny": {**models["classifier"], "label": "toxic", "sha256": None}}
+    trials = []
+    for workers in (1, 2):  # two: a Ray Train run inside the trial
+        changes = (f"cluster.workers_per_cell={workers}", "search.lr=[1e-3]")
+        _, manifest = search.run(make("constant", f"of-{workers}", *changes), cell, corpus, scorers)
+        trials.append(manifest.extra["trials"])
+    for one, two in zip(*trials, strict=True):
+        assert one["key"] == two["key"] and one["status"] == two["status"] == "ok"
+        assert two["clean_ppl"] == pytest.approx(one["clean_ppl"], rel=1e-3)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_that_fails_says_why(ray_session, prepared, models):
+    make, cell, (folder, manifest) = prepared
+    pl.DataFrame({"text": ["", ""], "ended": [False, False]}).write_parquet(folder / "corpus.parquet")
+    scorers = {"tiny": {**models["classifier"], "label": "toxic", "sha256": None}}
+    with pytest.raises(StageError, match=r"all 4 trials failed; first error: .*nothing to train on"):
+        search.run(make("constant"), cell, (folder, manifest), scorers)

@@ -7,6 +7,7 @@ process; through Ray as many actors, trials and families work at once as `actors
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -28,11 +29,11 @@ from unidetox_ray.stages import models
 from unidetox_ray.stages.cluster import connected
 from unidetox_ray.stages.context import Context
 
-_LIMIT = 128
-
 
 def run(options: Options) -> BenchResult:
     """seconds: all stages behind `models`, through Ray. ratio_to_plain: these / the plain calls' seconds."""
+    # Ray's workers run at nice 15, so that beside any other work they would lose what the plain side gets.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory(prefix="unidetox-bench-") as folder:
         experiment = _experiment(options, Path(folder))
         started = time.perf_counter()
@@ -99,7 +100,7 @@ def _experiment(options: Options, folder: Path) -> Experiment:
         ]
         names += ["search.max_concurrent"] if given.search is not None else []
         overrides += [f"{name}={options.actors}" for name in names]
-    experiment = load(path, overrides, limit=options.texts or _LIMIT)
+    experiment = load(path, overrides, limit=options.texts)
     if not any(entry.method != "base" for entry in experiment.methods):
         raise ConfigError(
             f"{path}: names no corpus method, so there is little to compare; add unidetox to methods"

@@ -7,7 +7,8 @@ text does not depend on how many actors made it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
-from unidetox_ray.stages.orders import Done, clear_parts, fulfil
+from unidetox_ray.stages.orders import Done, Lot, clear_parts, fulfil, work_off
 
 if TYPE_CHECKING:
     from unidetox_ray.core.decode import Decoded
@@ -101,27 +102,22 @@ def corpus_section(context: Context, entry: MethodEntry) -> CorpusSection:
     return section
 
 
-def run(
-    context: Context,
-    entry: MethodEntry,
-    base: Handle,
-    toxic: Handle | None,
-    scorers: Mapping[str, Handle] | None = None,
-) -> tuple[Path, Manifest]:
-    """(folder with corpus.parquet, manifest) of one corpus method. scorers: opened by methods whose corpus is filtered."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class _Sampled:
+    """What makes a corpus that is decoded here."""
+
+    lot: Lot
+    key: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def _sampled(context: Context, entry: MethodEntry, base: Handle, toxic: Handle | None) -> _Sampled | None:
+    """None for a corpus that is not decoded here. StageError where the toxic model is needed and missing."""
     section = corpus_section(context, entry)
     method: CorpusMethod = registry.lookup("methods", entry.method)
-    if method.source == "text":
-        from unidetox_ray.stages import texts
-
-        return texts.run(context, entry, section, base, finish)
-    if method.source == "select":
-        from unidetox_ray.stages import select
-
-        return select.run(context, entry, section, base, scorers or {}, finish)
-    if section.source != "distil":
-        return _from_file(context, entry, section, started)
+    if method.source != "sample" or section.source != "distil":
+        return None
     contrasted = "toxic" in method.needed_for(checked(entry))
     models = [base] + ([toxic] if contrasted and toxic is not None else [])
     if contrasted and toxic is None:
@@ -132,34 +128,90 @@ def run(
     }
     inputs = {"base": base["key"]} | ({"toxic": toxic["key"]} if contrasted and toxic else {})
     key = key_for("corpus", config, inputs)
+    orders = [
+        {
+            "id": f"shard-{shard:05d}",
+            "shard": shard,
+            "first": first,
+            "rows": min(section.shard_size, section.num_texts - first),
+        }
+        for shard, first in enumerate(range(0, section.num_texts, section.shard_size))
+    ]
+    settings = {
+        "section": {**section.model_dump(mode="json"), "beta": section.beta},
+        "method": entry.method,
+        "models": models,
+        "threads": context.experiment.cluster.threads,
+    }
     folder = private_folder(context.folder.stage(f"corpus-{entry.label}", key))
+    return _Sampled(Lot(CorpusWorker, settings, orders, folder), key, config, inputs)
+
+
+def sample_together(
+    context: Context, entries: Sequence[MethodEntry], base: Handle, toxic: Handle | None
+) -> dict[str, float]:
+    """The parts of all corpora that are decoded here and not finished, on one pool of actors: `run` then finds them made.
+
+    Returns each label's share of the seconds, by the time that the actors spent on it; empty where a pool of its own
+    does as well, there being no second corpus.
+    """
+    started = time.perf_counter()
+    found = {entry.label: _sampled(context, entry, base, toxic) for entry in entries}
+    lots = {
+        label: each.lot
+        for label, each in found.items()
+        if each is not None and finished(each.lot.folder, each.key) is None and each.lot.missing
+    }
+    if len(lots) < 2:
+        return {}
+    with context.display.task(f"corpora {', '.join(lots)}", "texts") as advance:
+        spent = work_off(
+            list(lots.values()),
+            actors=context.experiment.cluster.corpus_actors, context=context, progress=advance,
+        )  # fmt: skip
+    share = (time.perf_counter() - started) / sum(spent)
+    return {label: share * seconds for label, seconds in zip(lots, spent, strict=True)}
+
+
+def run(
+    context: Context,
+    entry: MethodEntry,
+    base: Handle,
+    toxic: Handle | None,
+    scorers: Mapping[str, Handle] | None = None,
+    spent: float = 0.0,
+) -> tuple[Path, Manifest]:
+    """(folder with corpus.parquet, manifest) of one corpus method.
+
+    scorers: opened by methods whose corpus is filtered. spent: seconds that its parts have already cost.
+    """
+    started = time.perf_counter() - spent
+    section = corpus_section(context, entry)
+    source = registry.lookup("methods", entry.method).source
+    if source == "text":
+        from unidetox_ray.stages import texts
+
+        return texts.run(context, entry, section, base, finish)
+    if source == "select":
+        from unidetox_ray.stages import select
+
+        return select.run(context, entry, section, base, scorers or {}, finish)
+    sampled = _sampled(context, entry, base, toxic)
+    if sampled is None:
+        return _from_file(context, entry, section, started)
+    folder, key = sampled.lot.folder, sampled.key
     manifest = finished(folder, key)
     reused = manifest is not None
     if manifest is None:
-        orders = [
-            {
-                "id": f"shard-{shard:05d}",
-                "shard": shard,
-                "first": first,
-                "rows": min(section.shard_size, section.num_texts - first),
-            }
-            for shard, first in enumerate(range(0, section.num_texts, section.shard_size))
-        ]
-        settings = {
-            "section": {**section.model_dump(mode="json"), "beta": section.beta},
-            "method": entry.method,
-            "models": models,
-            "threads": context.experiment.cluster.threads,
-        }
         with context.display.task(f"corpus {entry.label}", "texts") as advance:
             table = fulfil(
-                CorpusWorker, settings, orders, folder,
+                CorpusWorker, sampled.lot.settings, sampled.lot.orders, folder,
                 actors=context.experiment.cluster.corpus_actors, context=context, progress=advance,
             )  # fmt: skip
         table = check(table.sort("text_id"), CORPUS, f"corpus {entry.label}")
         manifest = finish(
-            folder, table, key, time.perf_counter() - started, config, inputs, expected=section.num_texts
-        )
+            folder, table, key, time.perf_counter() - started, sampled.config, sampled.inputs, expected=section.num_texts
+        )  # fmt: skip
     context.record(
         f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused, tokens=manifest.extra["tokens"],
         processes=context.experiment.cluster.corpus_actors,

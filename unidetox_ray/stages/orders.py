@@ -41,29 +41,55 @@ class Worker(Protocol):
     def work(self, order: dict[str, Any]) -> pl.DataFrame | Done: ...
 
 
+@dataclass(frozen=True)
+class Lot:
+    """Orders for one kind of worker. Each has `id` (a file name) and `rows` (expected)."""
+
+    worker: type[Worker]
+    settings: Mapping[str, Any]
+    orders: Sequence[Mapping[str, Any]]
+    folder: Path
+
+    @property
+    def parts(self) -> Path:
+        return self.folder / "parts"
+
+    @property
+    def missing(self) -> list[Mapping[str, Any]]:
+        """Orders that have no part yet."""
+        return [order for order in self.orders if not (self.parts / f"{order['id']}.parquet").exists()]
+
+
 class OrderActor:
-    """The Ray Data UDF: builds the worker on its first order, then takes order after order.
+    """The Ray Data UDF: builds a lot's worker on its first order, then takes order after order. Lots come one after another.
 
     A failure is returned as a receipt: raised here, its words would be lost among Ray's advice on retries.
     """
 
-    def __init__(self, worker: type[Worker], settings: dict[str, Any], parts: str) -> None:
-        self.kind, self.settings, self.parts = worker, settings, Path(parts)
+    def __init__(self, lots: list[tuple[type[Worker], dict[str, Any], str]]) -> None:
+        self.lots = lots
+        self.lot: int | None = None
         self.worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"receipt": [json.dumps(self._receipt(json.loads(str(text)))) for text in batch["order"]]}
+        receipts = [
+            {"lot": int(lot), **self._receipt(int(lot), json.loads(str(text)))}
+            for lot, text in zip(batch["lot"], batch["order"], strict=True)
+        ]
+        return {"receipt": [json.dumps(receipt) for receipt in receipts]}
 
-    def _receipt(self, order: dict[str, Any]) -> dict[str, Any]:
+    def _receipt(self, lot: int, order: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
+        worker, settings, parts = self.lots[lot]
         try:
-            if self.worker is None:
-                self.worker = self.kind(self.settings)
+            if self.worker is None or self.lot != lot:
+                self.worker = None  # the models of two lots need not fit side by side
+                self.worker, self.lot = worker(settings), lot
             made = self.worker.work(order)
             done = made if isinstance(made, Done) else Done(made)
             # In the part itself: a run that is taken up again finds them where it finds the rows.
             facts = {_FACTS: json.dumps(done.facts)} if done.facts else None
-            write_parquet(self.parts / f"{order['id']}.parquet", done.table, facts)
+            write_parquet(Path(parts) / f"{order['id']}.parquet", done.table, facts)
         except Exception as error:  # whatever it is, the driver ends the stage with it
             kind = type(error).__name__
             text = f"{error}" if isinstance(error, UnidetoxError) else f"{kind}: {error}"
@@ -83,59 +109,11 @@ def fulfil(
 ) -> pl.DataFrame:
     """Work off the orders that have no part yet, then return all parts in the order of `orders`.
 
-    Each order has `id` (a file name) and `rows` (expected). StageError when an actor fails or a part's rows do not add up;
-    an error of ours keeps its kind, so that a user's mistake found by a worker ends the command as one.
+    StageError when an actor fails or a part's rows do not add up; an error of ours keeps its kind, so that a user's mistake
+    found by a worker ends the command as one.
     """
-    parts = private_folder(folder / "parts")
-    total = sum(int(order["rows"]) for order in orders)
-    missing = [order for order in orders if not (parts / f"{order['id']}.parquet").exists()]
-    done = total - sum(int(order["rows"]) for order in missing)
-    if missing:
-        context.connect()
-        cluster = context.experiment.cluster
-        import ray
-        from ray.data import ActorPoolStrategy
-
-        from unidetox_ray.stages.cluster import gpus_per_actor
-
-        rows = {str(order["id"]): int(order["rows"]) for order in missing}
-        items = [{"order": json.dumps(order)} for order in missing]
-        size = min(actors, len(items))
-        receipts = (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(
-                OrderActor,
-                batch_size=None,
-                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-                num_cpus=cluster.cpus_per_actor,
-                num_gpus=gpus_per_actor(cluster),
-                # Retries of an order bound the restarts that it can cause; a bound on the restarts themselves as well makes
-                # Ray print, for every actor, that its arguments might be lost. They are not: this driver holds them.
-                max_restarts=-1,
-                max_task_retries=cluster.max_restarts,
-                fn_constructor_kwargs={"worker": worker, "settings": dict(settings), "parts": str(parts)},
-            )
-            .iter_rows()
-        )
-        failure: dict[str, Any] = {}
-        try:
-            for row in receipts:
-                receipt = json.loads(row["receipt"])
-                if "error" in receipt:
-                    failure = receipt
-                    break  # ends the pool
-                done += rows[receipt["id"]]
-                if progress:
-                    progress(done, total)
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            raise StageError(
-                f"{folder.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
-            ) from error
-        if failure:
-            problem = kind_named(failure["kind"])(f"{folder.name}, order {failure['id']}: {failure['error']}")
-            problem.add_note(failure["trace"])
-            raise problem
+    work_off([Lot(worker, settings, orders, folder)], actors=actors, context=context, progress=progress)
+    parts = folder / "parts"
     tables = []
     for order in orders:
         table = pl.read_parquet(parts / f"{order['id']}.parquet")
@@ -145,6 +123,71 @@ def fulfil(
             )
         tables.append(table)
     return pl.concat(tables)
+
+
+def work_off(
+    lots: Sequence[Lot], *, actors: int, context: Context, progress: Progress | None = None
+) -> list[float]:
+    """Make the parts that are missing, all lots in one pool, one after another; what `fulfil` raises of failed actors.
+
+    Returns the seconds that actors spent on each lot, the opening of models included.
+    """
+    seconds = [0.0] * len(lots)
+    total = sum(int(order["rows"]) for lot in lots for order in lot.orders)
+    for lot in lots:
+        private_folder(lot.parts)
+    missing = [(index, order) for index, lot in enumerate(lots) for order in lot.missing]
+    done = total - sum(int(order["rows"]) for _, order in missing)
+    if not missing:
+        return seconds
+    context.connect()
+    cluster = context.experiment.cluster
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    from unidetox_ray.stages.cluster import gpus_per_actor
+
+    rows = {(index, str(order["id"])): int(order["rows"]) for index, order in missing}
+    items = [{"lot": index, "order": json.dumps(order)} for index, order in missing]
+    receipts = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            OrderActor,
+            batch_size=None,
+            compute=ActorPoolStrategy(size=min(actors, len(items)), max_tasks_in_flight_per_actor=2),
+            num_cpus=cluster.cpus_per_actor,
+            num_gpus=gpus_per_actor(cluster),
+            # Retries of an order bound the restarts that it can cause; a bound on the restarts themselves as well makes
+            # Ray print, for every actor, that its arguments might be lost. They are not: this driver holds them.
+            max_restarts=-1,
+            max_task_retries=cluster.max_restarts,
+            fn_constructor_kwargs={
+                "lots": [(lot.worker, dict(lot.settings), str(lot.parts)) for lot in lots]
+            },
+        )
+        .iter_rows()
+    )
+    failure: dict[str, Any] = {}
+    try:
+        for row in receipts:
+            receipt = json.loads(row["receipt"])
+            if "error" in receipt:
+                failure = receipt
+                break  # ends the pool
+            seconds[receipt["lot"]] += receipt["seconds"]
+            done += rows[receipt["lot"], receipt["id"]]
+            if progress:
+                progress(done, total)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        names = ", ".join(lot.folder.name for lot in lots)
+        raise StageError(f"{names}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}") from error
+    if failure:
+        name = lots[failure["lot"]].folder.name
+        problem = kind_named(failure["kind"])(f"{name}, order {failure['id']}: {failure['error']}")
+        problem.add_note(failure["trace"])
+        raise problem
+    return seconds
 
 
 def facts_of(folder: Path, orders: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Stage `search`: Ray Tune over steps × lr on the base family's validation prompts (paper section 3).
 
-A Tune trial is a light driver that builds its own Ray Train run, named by the trial's hash: a random name would restart a resumed trial
-at step 0. `schedule: linear` trains once per (steps, lr), because the decay depends on the step count; `constant` trains once per lr and
-measures at every step count.
+A Tune trial trains in its own process. With several workers a cell it is a light driver that builds its own Ray Train run, named by the
+trial's hash: a random name would restart a resumed trial at step 0. `schedule: linear` trains once per (steps, lr), because the decay
+depends on the step count; `constant` trains once per lr and measures at every step count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.finetune import cell_job, training_of
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
-from unidetox_ray.stages.training import Job, failure, group_trainer
+from unidetox_ray.stages.training import Job, failure, group_trainer, join_alone, run_job
 from unidetox_ray.stages.watch import watched
 
 
@@ -160,16 +160,22 @@ def trial_jobs(
 
 
 def trial_driver(config: dict[str, Any]) -> None:
-    """The Tune function: one Ray Train run of one job. Metrics reach Tune through Ray's own callback."""
+    """The Tune function: one job. Alone it is trained in the trial's own process; several workers are a Ray Train run of their
+    own, whose metrics reach Tune through Ray's callback."""
+    job, cluster = Job(**json.loads(config["job"])), ClusterSection(**config["cluster"])
+    if cluster.workers_per_cell == 1:
+        from ray import tune
+
+        from unidetox_ray.stages.cluster import prepare_process
+
+        device = prepare_process(cluster.threads)
+        join_alone(device)
+        run_job(job, device, 0, 1, tune.report)
+        return
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job = Job(**json.loads(config["job"]))
     trainer = group_trainer(
-        f"trial-{job.key}",
-        [job],
-        ClusterSection(**config["cluster"]),
-        Path(config["storage"]),
-        [TuneReportCallback()],
+        f"trial-{job.key}", [job], cluster, Path(config["storage"]), [TuneReportCallback()]
     )
     trainer.fit()
 
@@ -180,13 +186,17 @@ def run_trials(
     """Run the trials that are not finished as the Tune run `name`; returns the errors and their kinds by job name."""
     from ray import tune
 
-    from unidetox_ray.stages.cluster import concurrent_groups
+    from unidetox_ray.stages.cluster import concurrent_groups, has_gpus
 
     waiting = [job for job in jobs if finished(Path(job.folder), job.key) is None]
     if not waiting:
         return {}
     context.connect()
     cluster = context.experiment.cluster
+    # The driver of a Ray Train run only waits and must leave its workers every CPU and GPU; Tune wants it to hold something.
+    resources = {"memory": 1.0}
+    if cluster.workers_per_cell == 1:
+        resources = {"gpu": 1.0} if has_gpus() else {"cpu": 1.0}
     at_once = search.max_concurrent or concurrent_groups(cluster, len(waiting))
     by_text = {json.dumps(asdict(job)): job.name for job in waiting}
     space = {
@@ -195,10 +205,11 @@ def run_trials(
         "storage": str(context.folder.root / "ray"),
     }
     tuner = tune.Tuner(
-        # The driver only waits; workers hold the CPUs and GPUs.
-        tune.with_resources(trial_driver, {"cpu": 0.01}),
+        tune.with_resources(trial_driver, resources),
         param_space=space,
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, metric=search.metric, mode="min"),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once, metric=search.metric, mode="min", reuse_actors=True
+        ),
         run_config=tune.RunConfig(name=name, storage_path=str(context.folder.root / "ray"), verbose=0),
     )
     with watched(context, "search", waiting):

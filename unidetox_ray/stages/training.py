@@ -8,6 +8,7 @@ the group starts again behind it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -124,6 +125,17 @@ def train_worker(config: dict[str, Any]) -> None:
             run_job(job, device, context.get_world_rank(), context.get_world_size(), ray.train.report)
     if not any(job["probe"] for job in config["jobs"]):  # Tune refuses a report without the searched metric
         ray.train.report({"finished": len(config["jobs"])})
+
+
+def join_alone(device: str) -> None:
+    """Make this process a group of one, as Ray Train makes its workers one: DeepSpeed asks torch for it."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+        )
 
 
 def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
