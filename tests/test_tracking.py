@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unidetox_ray.errors import ConfigError, StageError
+from unidetox_ray.errors import ConfigError, StageError, TrackingError
 from unidetox_ray.tracking import (
     ChildRun,
     NullRun,
@@ -438,7 +438,7 @@ def test_a_store_that_breaks_later_is_a_one_line_error(begin: Any, uri: str) -> 
     cell = cell_of(tracker)
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
         database.execute("ALTER TABLE metrics RENAME TO gone")
-    with pytest.raises(StageError, match="cannot record metrics") as problem:
+    with pytest.raises(TrackingError, match="cannot record metrics") as problem:
         cell.metrics({"tp_id": 0.5})
     assert "\n" not in str(problem.value)
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:

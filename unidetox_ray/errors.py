@@ -5,7 +5,8 @@
     ├── DataError       a data file or a table does not hold what it should             exit 2
     ├── ModelError      a model or tokenizer cannot be loaded or used                   exit 2
     ├── ArtifactError   something stored by an earlier run is damaged or foreign        exit 2
-    └── StageError      a stage failed while it worked                                  exit 1
+    ├── StageError      a stage failed while it worked                                  exit 1
+    └── TrackingError   the tracking store did not take what was to be recorded         exit 1
 
 A message is one line and says where, what the value was, what is accepted and what to do.
 """
@@ -51,6 +52,10 @@ class ArtifactError(UnidetoxError):
 
 class StageError(UnidetoxError):
     """A stage failed while it worked."""
+
+
+class TrackingError(UnidetoxError):
+    """The tracking store did not take what was to be recorded; the results themselves are not touched by it."""
 
 
 def kind_named(name: str) -> type[UnidetoxError]:

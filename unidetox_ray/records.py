@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import polars as pl
 
@@ -16,12 +17,32 @@ from unidetox_ray.stages.context import Context
 if TYPE_CHECKING:
     from unidetox_ray.stages.cells import Cell
 
+P = ParamSpec("P")
+
+
+def waits(
+    method: Callable[Concatenate[Recorder, P], None],
+) -> Callable[Concatenate[Recorder, P], None]:
+    """The method's call goes through the recorder's journal, so that a store that is away does not end the run."""
+
+    @wraps(method)
+    def journaled(self: Recorder, *args: P.args, **kwargs: P.kwargs) -> None:
+        self.journal.do(partial(method, self, *args, **kwargs))
+
+    return journaled
+
 
 class Recorder:
-    """Writes to the tracker what stages return; every number also lies in the run folder."""
+    """Writes to the tracker what stages return; every number also lies in the run folder.
+
+    `begin` needs the store at once: an address that is wrong should not be found after days of work.
+    """
 
     def __init__(self, context: Context, tracker: Any) -> None:
+        from unidetox_ray.tracking import Journal
+
         self.context, self.tracker = context, tracker
+        self.journal = Journal(context.display.say)
         experiment = context.experiment
         self.tags = {
             "study": experiment.name,
@@ -62,6 +83,7 @@ class Recorder:
         )
         return run
 
+    @waits
     def copy(self, manifest: Manifest) -> None:
         """A toxic model, or an expert: the tracker's kind is the stage that made it."""
         extra = manifest.extra
@@ -90,6 +112,7 @@ class Recorder:
             **{f"speed/{name}": float(value) for name, value in manifest.extra.get("speed", {}).items()},
         })  # fmt: skip
 
+    @waits
     def corpus(self, label: str, folder: Path, manifest: Manifest) -> None:
         self._corpora[label] = (folder, manifest)
         run = self._child(
@@ -109,6 +132,7 @@ class Recorder:
         )
         run.end("FINISHED")
 
+    @waits
     def content(self, folder: Path) -> None:
         """The numbers of content.json; its words stay in the run folder."""
         from unidetox_ray.tracking import content_metrics
@@ -116,6 +140,7 @@ class Recorder:
         value = json.loads((folder / "content.json").read_text(encoding="utf-8"))
         self.tracker.parent.metrics(content_metrics(value))
 
+    @waits
     def search(self, manifest: Manifest) -> None:
         values = manifest.extra
         run = self._child(
@@ -156,6 +181,7 @@ class Recorder:
         )
         run.end("FINISHED")
 
+    @waits
     def tuning(self, values: dict[str, Any], manifest: Manifest) -> None:
         """A run for the tuning and, below it, one for every trial, base models included."""
         run = self._child("search", manifest.key, "tuning", manifest, method="tuning")
@@ -195,6 +221,7 @@ class Recorder:
         run.table(pl.DataFrame(shown, infer_schema_length=None), "chosen.json")
         run.end("FINISHED")
 
+    @waits
     def results(
         self, rows: Sequence[dict[str, Any]], cells: Sequence[Cell], corpora: dict[str, tuple[Path, Manifest]]
     ) -> None:
@@ -243,6 +270,7 @@ class Recorder:
             }
         )
 
+    @waits
     def report(self, root: Path) -> None:
         for name in (
             "report.html",
@@ -265,6 +293,11 @@ class Recorder:
             numbers[f"stage_seconds/{stage['stage']}"] = float(stage["seconds"])
             numbers[f"stage_tokens/{stage['stage']}"] = float(stage["tokens"])
             numbers[f"stage_{device}_seconds/{stage['stage']}"] = float(stage["seconds"] * stage["processes"])
+        self._finish(numbers)
+        self.journal.finish(self.context.experiment.tracking.patience)
+
+    @waits
+    def _finish(self, numbers: dict[str, float]) -> None:
         self.tracker.parent.metrics(numbers)
         self.tracker.parent.params({"data_sha256": self.context.data_hashes()})
 

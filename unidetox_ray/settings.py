@@ -400,6 +400,8 @@ class TrackingSection(Section):
     """null = sqlite:///mlruns/mlflow.db under the current folder; `none` = no tracking; or any MLflow server."""
     experiment: str | None = None
     """null = unidetox/<name>."""
+    patience: NonNegative = 60.0
+    """Seconds that the end of a run waits for a store that does not answer; while the run works it is not waited for."""
 
 
 class ClusterSection(Section):

@@ -4,6 +4,7 @@
     names     metric, parameter and tag names and values that MLflow accepts
     runs      one run (`ChildRun`): metrics, parameters, datasets, tables, artifacts, its end
     writer    which process records a run, and whether it still lives
+    journal   what waits while the store does not answer
     tracker   `Tracker`: the parent run of a submission and its children; resumption and clean-up
     null      the same calls doing nothing, for `tracking.uri: none`
     results   results.json rows as metrics, per-domain tables and a leaderboard
@@ -21,6 +22,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unidetox_ray.tracking.content import content_metrics
+from unidetox_ray.tracking.journal import Journal
 from unidetox_ray.tracking.null import NullRun, NullTracker
 from unidetox_ray.tracking.page import read_runs, ui_command, ui_environment, ui_url
 from unidetox_ray.tracking.results import leaderboard_table, log_results
@@ -30,6 +32,7 @@ from unidetox_ray.tracking.tracker import Tracker
 __all__ = [
     "AnyTracker",
     "ChildRun",
+    "Journal",
     "NullRun",
     "NullTracker",
     "Tracker",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidetox_ray.errors import ConfigError, StageError
+from unidetox_ray.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +94,7 @@ def quiet() -> None:
 
 
 @contextmanager
-def store_errors(shown: str, what: str, error: type[Exception] = StageError) -> Iterator[None]:
+def store_errors(shown: str, what: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     """Turn what MLflow, its database or its folder raise into one line naming the store and the action."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
