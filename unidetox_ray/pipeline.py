@@ -22,6 +22,7 @@ from unidetox_ray import registry
 from unidetox_ray.artifacts import Manifest, RunFolder, write_json, write_text
 from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
+from unidetox_ray.locking import only_writer
 from unidetox_ray.records import Recorder, open_recorder
 from unidetox_ray.remote import mirror_of
 from unidetox_ray.stages.cells import Cell, cells_of, steer, tuned_pairs
@@ -61,13 +62,18 @@ def run(
     cache = Path(experiment.cache) if experiment.cache else None
     storage, mirror = mirror_of(experiment.storage, experiment.name)
     folder = RunFolder(storage, experiment.name, cache)
+    with only_writer(folder.root, f"the run {experiment.name!r}"):
+        return _run(Context(experiment, folder, display or Silent(), mirror=mirror), until, fresh, started)
+
+
+def _run(context: Context, until: Stage, fresh: bool, started: float) -> Result:
+    experiment, folder, mirror = context.experiment, context.folder, context.mirror
     if fresh:
         folder.forget()
         if mirror:
             mirror.forget()
     elif mirror:
         mirror.fetch()
-    context = Context(experiment, folder, display or Silent(), mirror=mirror)
     write_text(folder.root / "config.yaml", to_yaml(experiment))
     with open_recorder(context) as recorder:
         try:

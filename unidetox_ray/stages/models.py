@@ -23,6 +23,7 @@ from unidetox_ray.artifacts import (
 )
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ModelError, StageError
+from unidetox_ray.locking import turn
 from unidetox_ray.settings import ModelRef, ScorerRef, ScratchSection
 from unidetox_ray.stages.context import Context, absolute
 
@@ -60,9 +61,13 @@ def run(context: Context) -> tuple[dict[str, Handle], dict[str, Handle]]:
                 "sha256": scorer.sha256,
                 "label": scorer.label,
             }
-    missing = [task for task in tasks if finished(Path(task["folder"]), task["key"]) is None]
+    missing = _missing(tasks)
     if missing:
-        _train(context, missing)
+        # Another run may be training the same model into the same cache.
+        with turn(context.folder.cache, "a model in the cache", context.display.say):
+            missing = _missing(tasks)
+            if missing:
+                _train(context, missing)
     for name, task in waiting.items():
         manifest = finished(Path(task["folder"]), task["key"])
         if manifest is None:
@@ -77,6 +82,10 @@ def run(context: Context) -> tuple[dict[str, Handle], dict[str, Handle]]:
         {name.partition("/")[2]: handle for name, handle in handles.items() if name.startswith("family/")},
         {name.partition("/")[2]: handle for name, handle in handles.items() if name.startswith("scorer/")},
     )
+
+
+def _missing(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [task for task in tasks if finished(Path(task["folder"]), task["key"]) is None]
 
 
 def handle_of(ref: ModelRef, family: str) -> Handle:
