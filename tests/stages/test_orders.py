@@ -162,6 +162,47 @@ def test_an_order_that_kills_its_worker_is_tried_again_so_often_and_no_more(
     assert (tmp_path / "log").read_text() == "x" * (retries + 1)
 
 
+def test_a_deadly_row_costs_itself_and_nothing_beside_it(ray_session, make_context, tmp_path):
+    class Fragile:
+        def __init__(self, settings): ...
+
+        def work(self, order):
+            import os
+
+            import polars
+
+            if order["first"] <= 5 < order["first"] + order["rows"]:
+                os.kill(os.getpid(), 9)
+            numbers = list(range(order["first"], order["first"] + order["rows"]))
+            return polars.DataFrame(
+                {"number": numbers, "error": [None] * len(numbers)},
+                schema={"number": polars.Int64, "error": polars.String},
+            )
+
+        @staticmethod
+        def split(order):
+            if order["rows"] == 1:
+                return []
+            half = order["rows"] // 2
+            pieces = ((order["first"], half), (order["first"] + half, order["rows"] - half))
+            return [
+                {"id": f"{order['id']}.{n}", "first": first, "rows": rows}
+                for n, (first, rows) in enumerate(pieces)
+            ]
+
+        @staticmethod
+        def failed(order, settings, reason):
+            return pl.DataFrame({"number": [order["first"]], "error": [reason]})
+
+    orders = [{"id": f"order-{first}", "first": first, "rows": 4} for first in (0, 4, 8)]
+    context = make_context("run", "cluster.max_restarts=1")
+    table = fulfil(Fragile, {}, orders, tmp_path / "stage", actors=2, context=context)
+    assert table["number"].to_list() == list(range(12))
+    assert table.filter(pl.col("error").is_not_null()).rows() == [
+        (5, "killed its worker every time it was tried")
+    ]
+
+
 def test_only_names_of_errors_of_ours_are_kinds():
     assert [kind_named(name) for name in ("ModelError", "ValueError", "UnidetoxError", "")] == [
         ModelError,

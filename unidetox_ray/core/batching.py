@@ -111,6 +111,8 @@ def attempt(work: Callable[[list[T]], None], items: list[T]) -> Exception | None
     try:
         work(items)
     except FAILURES as error:
+        if device_lost(error):
+            raise
         return error.with_traceback(None)
     return None
 
@@ -137,6 +139,16 @@ def out_of_memory(error: BaseException) -> bool:
     # The CPU's allocator has no exception of its own.
     said = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in said for words in _SHORT_OF_MEMORY)
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether a failure leaves the accelerator unusable for the rest of the process, such as a device-side assert.
+
+    Every later call would fail too, whatever its rows: to blame rows for that would lose good ones. Only a new process helps.
+    """
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
 
 
 def release_memory() -> None:

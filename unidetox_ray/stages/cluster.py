@@ -117,8 +117,11 @@ def connected(settings: ClusterSection) -> Iterator[None]:
     if on_main:
         # Ray puts its own handler there; ours ends the tracked runs and names the exit code.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False
+    # An order whose actor dies costs its own block alone. None is lost by that: stages.orders counts the parts of all orders.
+    data.max_errored_blocks = -1
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unidetox_ray.core.batching import device_lost
 from unidetox_ray.core.decode import Decoded, decode
 from unidetox_ray.core.logits import Sampling
 from unidetox_ray.core.steering import Steering
@@ -64,6 +65,8 @@ class _Work:
         try:
             rows = self.batch(prompts)
         except (ModelError, RuntimeError, ValueError, IndexError) as error:
+            if device_lost(error):
+                raise
             if len(prompts) > 1:
                 middle = len(prompts) // 2
                 return self.attempt(prompts[:middle]) + self.attempt(prompts[middle:])

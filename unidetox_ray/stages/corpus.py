@@ -169,7 +169,7 @@ def sample_together(
             list(lots.values()),
             actors=context.experiment.cluster.corpus_actors, context=context, progress=advance,
         )  # fmt: skip
-    share = (time.perf_counter() - started) / sum(spent)
+    share = (time.perf_counter() - started) / max(sum(spent), 1e-9)  # none where every order's actor died
     return {label: share * seconds for label, seconds in zip(lots, spent, strict=True)}
 
 

@@ -70,16 +70,53 @@ class GenerateWorker:
 
     def _not_opened(self, order: dict[str, Any], prompt_ids: list[str], error: str) -> pl.DataFrame:
         """A model that cannot be opened costs its own cell and no other."""
-        failed = {"cell": order["cell"], "run": order["run"], "text": None, "n_tokens": None, "ended": None}
-        failed["error"] = f"{_NOT_OPENED}{order['model']['name']}: {error}"
-        return frame(
-            [
-                {**failed, "prompt_id": prompt_id, "sample": sample}
-                for prompt_id in prompt_ids
-                for sample in range(self.evaluate.continuations)
-            ],
-            GENERATIONS,
-        )
+        reason = f"{_NOT_OPENED}{order['model']['name']}: {error}"
+        return _failed(order, prompt_ids, self.evaluate.continuations, reason)
+
+    @staticmethod
+    def split(order: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Halves by prompts."""
+        half = order["prompts"] // 2
+        if half == 0:
+            return []
+        samples = order["rows"] // order["prompts"]
+        parts = ((order["first"], half), (order["first"] + half, order["prompts"] - half))
+        return [
+            {
+                **order,
+                "id": f"{order['id']}.{place}",
+                "first": first,
+                "prompts": count,
+                "rows": count * samples,
+            }
+            for place, (first, count) in enumerate(parts)
+        ]
+
+    @staticmethod
+    def failed(order: Mapping[str, Any], settings: Mapping[str, Any], reason: str) -> pl.DataFrame:
+        chosen = pl.read_parquet(settings["prompts"]).slice(order["first"], order["prompts"])
+        samples = order["rows"] // order["prompts"]
+        return _failed(order, chosen["prompt_id"].to_list(), samples, reason)
+
+
+def _failed(order: Mapping[str, Any], prompt_ids: list[str], samples: int, reason: str) -> pl.DataFrame:
+    """A row without a text, and the reason, for every continuation that the order asks for."""
+    failed = {
+        "cell": order["cell"],
+        "run": order["run"],
+        "text": None,
+        "n_tokens": None,
+        "ended": None,
+        "error": reason,
+    }
+    return frame(
+        [
+            {**failed, "prompt_id": prompt_id, "sample": sample}
+            for prompt_id in prompt_ids
+            for sample in range(samples)
+        ],
+        GENERATIONS,
+    )
 
 
 def decode_costs(
@@ -106,7 +143,8 @@ def decode_costs(
 def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
     """(folder with generations.parquet and prompts.parquet, manifest). Cells without a model are left out.
 
-    A cell whose model cannot be opened gets its error here and loses its model; the next run tries it again.
+    A cell whose model cannot be opened or gives no text at all gets its error here and loses its model; the next run tries
+    it again.
     """
     started = time.perf_counter()
     experiment = context.experiment
@@ -124,7 +162,7 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
     key = key_for("generate", config, inputs)
     folder = private_folder(context.folder.stage("generate", key))
     manifest = finished(folder, key)
-    reused = manifest is not None and not manifest.extra.get("not_opened")
+    reused = manifest is not None and not manifest.extra.get("no_text")
     if manifest is None or not reused:
         (folder / MANIFEST).unlink(missing_ok=True)
         write_parquet(folder / "prompts.parquet", prompts)
@@ -148,20 +186,23 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
                 actors=experiment.cluster.generate_actors, context=context, progress=advance,
             )  # fmt: skip
         table = check(table, GENERATIONS, "generations")
-        lost = table.filter(pl.col("error").str.starts_with(_NOT_OPENED)).unique("cell", maintain_order=True)
-        not_opened = dict(lost.select("cell", "error").iter_rows())
-        table = table.filter(~pl.col("cell").is_in(list(not_opened)))
+        # A model that cannot be opened, kills its workers or never gives a number has no row to show: its cell has failed.
+        by_cell = table.group_by("cell", maintain_order=True).agg(
+            pl.col("text").null_count() == pl.len(), pl.col("error").first()
+        )
+        no_text = dict(by_cell.filter(pl.col("text")).select("cell", "error").iter_rows())
+        table = table.filter(~pl.col("cell").is_in(list(no_text)))
         if table.height == 0:
-            raise StageError(f"generate: no model could be opened; {next(iter(not_opened.values()), '')}")
-        expected = (len(alive) - len(not_opened)) * evaluate.runs * prompts.height * evaluate.continuations
+            raise StageError(f"generate: no cell gave a text; {next(iter(no_text.values()), '')}")
+        expected = (len(alive) - len(no_text)) * evaluate.runs * prompts.height * evaluate.continuations
         failed = int(table["error"].is_not_null().sum())
         unique = table.select("cell", "prompt_id", "run", "sample").n_unique()
         if unique != expected:
             raise StageError(f"generate: {unique} different continuations, expected {expected}")
         write_parquet(folder / "generations.parquet", table)
         decode = decode_costs(facts_of(folder, orders), orders)
-        if not_opened:
-            clear_parts(folder, [str(order["id"]) for order in orders if order["cell"] in not_opened])
+        if no_text:
+            clear_parts(folder, [str(order["id"]) for order in orders if order["cell"] in no_text])
         else:
             clear_parts(folder)
         tokens = {
@@ -170,10 +211,10 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
         }
         manifest = write_manifest(
             folder, stage="generate", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
-            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens, "not_opened": not_opened, "decode": decode},
+            counts={"expected": expected, "ok": expected - failed, "failed": failed}, extra={"tokens": tokens, "no_text": no_text, "decode": decode},
         )  # fmt: skip
     for cell in alive:
-        error = manifest.extra.get("not_opened", {}).get(cell.name)
+        error = manifest.extra.get("no_text", {}).get(cell.name)
         if error is not None:
             cell.model, cell.error = None, error
     context.record(

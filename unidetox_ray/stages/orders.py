@@ -7,19 +7,22 @@ writes `parts/<order id>.parquet` by atomic rename as soon as the order is done 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
 from unidetox_ray.artifacts import private_folder, write_parquet
+from unidetox_ray.core.batching import device_lost
 from unidetox_ray.errors import StageError, UnidetoxError, kind_named
 from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.recovery import Recovery
 
 Progress = Callable[[int, int], None]
 _FACTS = "unidetox.facts"
@@ -91,6 +94,10 @@ class OrderActor:
             facts = {_FACTS: json.dumps(done.facts)} if done.facts else None
             write_parquet(Path(parts) / f"{order['id']}.parquet", done.table, facts)
         except Exception as error:  # whatever it is, the driver ends the stage with it
+            if device_lost(error):
+                # Nothing more can be done in this process; its death is retried like any other, in a new one.
+                traceback.print_exc()
+                os._exit(1)
             kind = type(error).__name__
             text = f"{error}" if isinstance(error, UnidetoxError) else f"{kind}: {error}"
             return {"id": order["id"], "error": text, "kind": kind, "trace": traceback.format_exc()}
@@ -109,17 +116,31 @@ def fulfil(
 ) -> pl.DataFrame:
     """Work off the orders that have no part yet, then return all parts in the order of `orders`.
 
-    StageError when an actor fails or a part's rows do not add up; an error of ours keeps its kind, so that a user's mistake
-    found by a worker ends the command as one.
+    An order that goes on killing its actor is halved where the worker can (`recovery.Divisible`). StageError when an actor
+    fails or a part's rows do not add up; an error of ours keeps its kind, so that a user's mistake found by a worker ends the
+    command as one.
     """
-    work_off([Lot(worker, settings, orders, folder)], actors=actors, context=context, progress=progress)
-    parts = folder / "parts"
+    lot = Lot(worker, settings, orders, folder)
+    private_folder(lot.parts)
+    done = sum(int(order["rows"]) for order in orders) - sum(int(order["rows"]) for order in lot.missing)
+    bar = _Bar(sum(int(order["rows"]) for order in orders), done, progress)
+    tried: set[Any] = set()
+
+    def one_pass(waiting: Sequence[Mapping[str, Any]]) -> None:
+        # What waits behind a deadly order in the same actor dies with it: a second try has one order at a time.
+        again = any(order["id"] in tried for order in waiting)
+        tried.update(order["id"] for order in waiting)
+        _pass([replace(lot, orders=waiting)], actors, context, bar, in_flight=1 if again else 2)
+
+    tries = context.experiment.cluster.max_restarts + 1
+    Recovery(lot.parts, one_pass, worker, settings, tries, context.display.say).run(orders)
     tables = []
     for order in orders:
-        table = pl.read_parquet(parts / f"{order['id']}.parquet")
+        table = pl.read_parquet(lot.parts / f"{order['id']}.parquet")
         if table.height != order["rows"]:
             raise StageError(
-                f"{folder.name}: order {order['id']} has {table.height} rows, expected {order['rows']}; delete {parts} and run again"
+                f"{folder.name}: order {order['id']} has {table.height} rows, expected {order['rows']}; "
+                f"delete {lot.parts} and run again"
             )
         tables.append(table)
     return pl.concat(tables)
@@ -128,17 +149,41 @@ def fulfil(
 def work_off(
     lots: Sequence[Lot], *, actors: int, context: Context, progress: Progress | None = None
 ) -> list[float]:
-    """Make the parts that are missing, all lots in one pool, one after another; what `fulfil` raises of failed actors.
+    """One pass over what is missing, all lots in one pool, one after another; what `fulfil` raises of failed actors.
 
-    Returns the seconds that actors spent on each lot, the opening of models included.
+    Returns the seconds that actors spent on each lot, the opening of models included. An order whose actor died has no part
+    afterwards: `fulfil` tries it again.
     """
-    seconds = [0.0] * len(lots)
     total = sum(int(order["rows"]) for lot in lots for order in lot.orders)
     for lot in lots:
         private_folder(lot.parts)
-    missing = [(index, order) for index, lot in enumerate(lots) for order in lot.missing]
-    done = total - sum(int(order["rows"]) for _, order in missing)
-    if not missing:
+    waiting = [replace(lot, orders=lot.missing) for lot in lots]
+    done = total - sum(int(order["rows"]) for lot in waiting for order in lot.orders)
+    return _pass(waiting, actors, context, _Bar(total, done, progress), in_flight=2)
+
+
+@dataclass
+class _Bar:
+    """Rows done, for the display."""
+
+    total: int
+    done: int
+    progress: Progress | None
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def _pass(lots: Sequence[Lot], actors: int, context: Context, bar: _Bar, *, in_flight: int) -> list[float]:
+    """All orders of the lots once over a pool of actors; the seconds spent on each lot. An order whose actor dies leaves no part,
+    and the others go on."""
+    seconds = [0.0] * len(lots)
+    items = [
+        {"lot": index, "order": json.dumps(order)} for index, lot in enumerate(lots) for order in lot.orders
+    ]
+    if not items:
         return seconds
     context.connect()
     cluster = context.experiment.cluster
@@ -147,20 +192,22 @@ def work_off(
 
     from unidetox_ray.stages.cluster import gpus_per_actor
 
-    rows = {(index, str(order["id"])): int(order["rows"]) for index, order in missing}
-    items = [{"lot": index, "order": json.dumps(order)} for index, order in missing]
+    rows = {
+        (index, str(order["id"])): int(order["rows"])
+        for index, lot in enumerate(lots)
+        for order in lot.orders
+    }
     receipts = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
             OrderActor,
             batch_size=None,
-            compute=ActorPoolStrategy(size=min(actors, len(items)), max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(size=min(actors, len(items)), max_tasks_in_flight_per_actor=in_flight),
             num_cpus=cluster.cpus_per_actor,
             num_gpus=gpus_per_actor(cluster),
-            # Retries of an order bound the restarts that it can cause; a bound on the restarts themselves as well makes
-            # Ray print, for every actor, that its arguments might be lost. They are not: this driver holds them.
+            # Actors are born again without end; what bounds them is that an order is tried once in a pass.
             max_restarts=-1,
-            max_task_retries=cluster.max_restarts,
+            max_task_retries=0,
             fn_constructor_kwargs={
                 "lots": [(lot.worker, dict(lot.settings), str(lot.parts)) for lot in lots]
             },
@@ -175,9 +222,7 @@ def work_off(
                 failure = receipt
                 break  # ends the pool
             seconds[receipt["lot"]] += receipt["seconds"]
-            done += rows[receipt["lot"], receipt["id"]]
-            if progress:
-                progress(done, total)
+            bar.add(rows[receipt["lot"], receipt["id"]])
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         names = ", ".join(lot.folder.name for lot in lots)

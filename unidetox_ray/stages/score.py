@@ -18,6 +18,7 @@ from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle, handle_of
 from unidetox_ray.stages.orders import clear_parts, fulfil
 from unidetox_ray.stages.scorers import open_scorer, scorer_specs
+from unidetox_ray.stages.unjudged import halves, unjudged
 
 _ROWS_PER_ORDER = 8192
 
@@ -37,6 +38,9 @@ class ScoreWorker:
         self.scorers: dict[str, Any] = {}
         self.judge = OpenModel(self.device, self.evaluate.ppl_precision)
         self.own = OpenModel(self.device, self.evaluate.precision)
+
+    split = staticmethod(halves)
+    failed = staticmethod(unjudged)
 
     def work(self, order: dict[str, Any]) -> pl.DataFrame:
         rows = self._continuations(order) if order["what"] == "continuations" else self._own(order)
