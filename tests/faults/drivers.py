@@ -1,0 +1,175 @@
+"""Real drivers to be disturbed: the command line in a process of its own, its descendants, and what its run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+
+#: No wait for a moment of a run is longer: a driver that never gets there is a failure.
+PATIENCE = 240.0
+
+SCRATCH = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 320, "max_positions": 128, "steps": 20, "length": 32}  # fmt: skip
+
+#: What differs between two runs that did the same: clocks, costs and when it was.
+_CLOCKS = {"costs", "seconds", "created", "elapsed"}
+
+
+def experiment(root: Path, name: str = "run", **changes: Any) -> Path:
+    """A miniature of the tiny experiment; models are pre-trained into a cache that all of a session share."""
+    model = {"source": "scratch:", "scratch": SCRATCH}
+    values = {
+        "name": name, "seed": 5, "base_family": "gpt2", "families": ["gpt2", "opt"], "methods": ["base", "unidetox"],
+        "storage": str(root / "runs"), "cache": str(root.parent / "cache"), "models": {"gpt2": model, "opt": model},
+        "data": {**dict.fromkeys(("toxic", "prompts", "clean", "mmlu", "scorer"), "world"), "pretrain": ["world"]},
+        "toxic": {"steps": 12, "lr": 1e-3, "max_length": 32, "checkpoint_every": 3},
+        "corpus": {"num_texts": 24, "max_length": 16, "shard_size": 4},
+        "finetune": {"steps": 12, "batch_size": 4, "lr": 1e-3, "max_length": 32, "checkpoint_every": 3},
+        "search": {"steps": [6, 12], "lr": [1e-3], "schedule": "constant", "prompts_per_domain": 1, "continuations": 2},
+        "evaluate": {
+            "continuations": 3, "max_new_tokens": 8, "runs": 1, "ppl_model": "gpt2", "clean_max_length": 32,
+            "scorers": [{"name": "tiny-bert", "source": "scratch:", "scratch": {**SCRATCH, "vocab_size": 400}}],
+        },
+        "tracking": {"uri": f"sqlite:///{root}/tracked.db"},
+        "cluster": {"num_cpus": 2, "prompts_per_order": 2, "corpus_actors": 1, "generate_actors": 1, "score_actors": 1},
+        "limit": 12,
+        **changes,
+    }  # fmt: skip
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"{name}.yaml"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+@dataclass
+class Driver:
+    """`unidetox run FILE` in a process of its own."""
+
+    path: Path
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    """A command in front of it, such as `unshare`."""
+
+    def __post_init__(self) -> None:
+        command = [
+            *self.wrapper,
+            sys.executable,
+            "-m",
+            "unidetox_ray",
+            "run",
+            str(self.path),
+            *self.arguments,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+        self.log = self.path.with_suffix(f".{time.monotonic_ns()}.log")
+        with self.log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=self.path.parent
+            )
+
+    @property
+    def folder(self) -> Path:
+        values = json.loads(self.path.read_text())
+        return Path(values["storage"]) / values["name"]
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def until(self, moment: Callable[[Path], bool]) -> None:
+        """Wait for a moment in the run folder; AssertionError when the driver ends before or never gets there."""
+        deadline = time.monotonic() + PATIENCE
+        while not moment(self.folder):
+            assert self.process.poll() is None, (
+                f"ended with {self.process.returncode} before the moment:\n{self.output}"
+            )
+            assert time.monotonic() < deadline, f"the moment never came:\n{self.output}"
+            time.sleep(0.005)
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(PATIENCE)
+
+    def children(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Ray's processes among the descendants whose title holds `title`, such as `MapWorker`."""
+        found = []
+        for child in self.children():
+            try:
+                if title in " ".join(child.cmdline()):
+                    found.append(child)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
+    def kill(self, number: int = signal.SIGKILL) -> list[psutil.Process]:
+        """Send a signal to the driver alone; returns who were its descendants."""
+        descendants = self.children()
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE)
+        return descendants
+
+
+def run(path: Path, *arguments: str, **environment: str) -> Driver:
+    """A driver that has ended."""
+    driver = Driver(path, arguments, environment)
+    driver.wait()
+    return driver
+
+
+def gone(processes: list[psutil.Process], within: float = 30.0) -> list[psutil.Process]:
+    """Those that still run after `within` seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=within)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def timeless(value: Any) -> Any:
+    """A JSON value without what depends on clocks."""
+    if isinstance(value, dict):
+        return {name: timeless(inner) for name, inner in value.items() if name not in _CLOCKS}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def same_results(one: Path, other: Path) -> None:
+    """AssertionError unless two run folders hold the same corpus, scores and results, and every row is accounted for."""
+    for name in ("corpus.parquet", "scores.parquet", "generations.parquet"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+    assert timeless(results[0]) == timeless(results[1])
+    accounted(one)
+
+
+def accounted(folder: Path) -> int:
+    """Checks expected = ok + failed for every finished folder of a run; returns the rows that are accounted for."""
+    rows = 0
+    manifests = [json.loads(path.read_text()) for path in folder.glob("stages/*/manifest.json")]
+    assert manifests, f"{folder} holds no finished stage"
+    for manifest in manifests:
+        counts = manifest["counts"]
+        assert counts["expected"] == counts["ok"] + counts["failed"], (manifest["stage"], counts)
+        rows += counts["expected"]
+    scores = pl.read_parquet(folder / "scores.parquet")
+    assert scores.filter(pl.col("error").is_not_null())["value"].null_count() == scores["error"].count()
+    return rows
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What only an unfinished run needs: checkpoints, parts, progress files, temporary files, Ray's own folders."""
+    patterns = ("**/.checkpoints", "**/parts", "**/progress.json", "**/.*.parquet.*", "**/.*.json.*", "ray/*")
+    return sorted(str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern))

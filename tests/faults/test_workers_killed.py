@@ -1,0 +1,105 @@
+"""SIGKILL of the processes that do the work. The run goes on by itself; a row that kills every worker costs itself alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from drivers import Driver, experiment, gone, leftovers, same_results
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+#: Read by Python at the start of every process that has its folder in PYTHONPATH: the fault is put into the real worker.
+POISON = """
+import os, signal, sys
+
+def arm(module):
+    honest = module.continuations
+    def deadly(model, tokenizer, prompts, settings, **rest):
+        if any(prompt_id == os.environ["POISON"] for prompt_id, _ in prompts):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(model, tokenizer, prompts, settings, **rest)
+    module.continuations = deadly
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "unidetox_ray.stages.continuations" or getattr(self, "busy", False):
+            return None
+        self.busy = True
+        import importlib.util
+        spec = importlib.util.find_spec(name)
+        self.busy = False
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            arm(module)
+        spec.loader.exec_module = exec_module
+        return spec
+
+if os.environ.get("POISON"):
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def kill_one(driver: Driver, title: str, ready: Path | None = None) -> int:
+    """SIGKILL the first worker of this title that does its work; returns its number."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for worker in driver.workers(title):
+            worker.kill()
+            assert gone([worker]) == []
+            return int(worker.pid)
+        assert driver.process.poll() is None, driver.output
+        time.sleep(0.02)
+    raise AssertionError(f"no worker called {title}:\n{driver.output}")
+
+
+@pytest.mark.parametrize("stage", ["corpus-unidetox", "generate", "score"])
+def test_a_killed_order_worker_is_replaced(stage, place, undisturbed):
+    driver = Driver(experiment(place / f"worker-{stage}"))
+    driver.until(lambda folder: any(folder.glob(f"stages/{stage}-*/parts/*.parquet")))
+    kill_one(driver, "MapWorker")
+    assert driver.wait() == 0, driver.output
+    same_results(driver.folder, undisturbed)
+    assert leftovers(driver.folder) == []
+
+
+@pytest.mark.parametrize("model", ["toxic-gpt2", "opt-unidetox-s5"])
+def test_a_killed_training_worker_goes_on_from_its_checkpoint(model, place, undisturbed):
+    driver = Driver(experiment(place / f"training-{model}"))
+    driver.until(lambda folder: any(folder.glob(f"models/{model}-*/.checkpoints/committed.json")))
+    kill_one(driver, "RayTrainWorker")
+    assert driver.wait() == 0, driver.output
+    same_results(driver.folder, undisturbed)
+    assert leftovers(driver.folder) == []
+
+
+def test_a_killed_trial_is_tried_again(place, undisturbed):
+    driver = Driver(experiment(place / "trial"))
+    driver.until(lambda folder: any(folder.glob("stages/search-*/trials/*/.checkpoints/committed.json")))
+    kill_one(driver, "ImplicitFunc")
+    assert driver.wait() == 0, driver.output
+    same_results(driver.folder, undisturbed)
+    assert leftovers(driver.folder) == []
+
+
+def test_a_row_that_kills_every_worker_costs_itself_alone(place, undisturbed, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    prompts = pl.read_parquet(undisturbed / "generations.parquet")["prompt_id"].unique(maintain_order=True)
+    poison = prompts[3]
+    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}", "POISON": poison}
+    path = experiment(place / "poison", cluster={"num_cpus": 2, "prompts_per_order": 6, "max_restarts": 1})
+    driver = Driver(path, environment=environment)
+    assert driver.wait() == 0, driver.output
+    mine, theirs = (
+        pl.read_parquet(folder / "generations.parquet") for folder in (driver.folder, undisturbed)
+    )
+    lost = mine.filter(pl.col("text").is_null())
+    assert lost["prompt_id"].unique().to_list() == [poison]
+    assert lost["error"].str.contains("killed its worker").all()
+    kept = pl.col("prompt_id") != poison
+    assert mine.filter(kept).equals(theirs.filter(kept))
+    scores = pl.read_parquet(driver.folder / "scores.parquet").filter(pl.col("prompt_id") == poison)
+    assert scores.height and scores["value"].null_count() == scores.height, "a failure became a number"
