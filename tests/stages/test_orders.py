@@ -192,7 +192,8 @@ def test_a_deadly_row_costs_itself_and_nothing_beside_it(ray_session, make_conte
 
         @staticmethod
         def failed(order, settings, reason):
-            return pl.DataFrame({"number": [order["first"]], "error": [reason]})
+            numbers = list(range(order["first"], order["first"] + order["rows"]))
+            return pl.DataFrame({"number": numbers, "error": [reason] * len(numbers)})
 
     orders = [{"id": f"order-{first}", "first": first, "rows": 4} for first in (0, 4, 8)]
     context = make_context("run", "cluster.max_restarts=1")

@@ -124,13 +124,11 @@ def fulfil(
     private_folder(lot.parts)
     done = sum(int(order["rows"]) for order in orders) - sum(int(order["rows"]) for order in lot.missing)
     bar = _Bar(sum(int(order["rows"]) for order in orders), done, progress)
-    tried: set[Any] = set()
+    # What waits behind a deadly order in the same actor dies with it: after the first pass an actor has one order at a time.
+    in_flight = iter([2])
 
     def one_pass(waiting: Sequence[Mapping[str, Any]]) -> None:
-        # What waits behind a deadly order in the same actor dies with it: a second try has one order at a time.
-        again = any(order["id"] in tried for order in waiting)
-        tried.update(order["id"] for order in waiting)
-        _pass([replace(lot, orders=waiting)], actors, context, bar, in_flight=1 if again else 2)
+        _pass([replace(lot, orders=waiting)], actors, context, bar, in_flight=next(in_flight, 1))
 
     tries = context.experiment.cluster.max_restarts + 1
     Recovery(lot.parts, one_pass, worker, settings, tries, context.display.say).run(orders)

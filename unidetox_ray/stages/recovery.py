@@ -87,9 +87,11 @@ class Recovery:
         suspects = [(order, 0) for order in orders]
         while suspects:
             pieces = {str(order["id"]): self.worker.split(order) for order, _ in suspects}
-            waiting = self.missing([piece for each in pieces.values() for piece in each])
-            if waiting:
-                self.attempt(waiting)
+            waiting = [piece for each in pieces.values() for piece in each]
+            for _ in range(min(self.tries, 2)):  # a piece is not blamed for one death
+                waiting = self.missing(waiting)
+                if waiting:
+                    self.attempt(waiting)
             following = []
             for order, hopeless in suspects:
                 mine = pieces[str(order["id"])]
