@@ -28,11 +28,11 @@ browser:
 	|| echo "no Chromium here: the browser tests will skip"
 
 test: $(VENV)/.kernels browser
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long and not faults"
 
 # A few tests of most of a minute each; CI runs them too.
 test-long: $(VENV)/.kernels
-	$(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -q -m "long and not faults"
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -31,6 +31,7 @@ import polars as pl
 from unidetox_ray import __version__
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ArtifactError, ConfigError
+from unidetox_ray.secrecy import redacted
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -107,6 +108,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """UTF-8, owner only, secrets of this process blanked out: an error that a library worded may hold one."""
+    text = redacted(text)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

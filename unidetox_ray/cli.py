@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from unidetox_ray import __version__, registry
+from unidetox_ray import __version__, registry, secrecy
 from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, UnidetoxError
 
 if TYPE_CHECKING:
@@ -439,7 +441,12 @@ def main() -> NoReturn:
     """Entry point: errors of ours become one line and their exit code."""
     # Python's default for SIGTERM ends without clean-up: tracked runs would stay RUNNING, children alive.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Generated text can be hateful, and Ray and MLflow leave files of their own: they are the user's alone as well.
+    os.umask(0o077)
+    sys.excepthook = _redacted_trace
     try:
+        if (why := secrecy.refused_argument(sys.argv[1:])) is not None:
+            raise ConfigError(why)
         app(standalone_mode=False)
         code: Any = 0
     except UnidetoxError as error:
@@ -460,3 +467,8 @@ def main() -> NoReturn:
         show()
         code = getattr(error, "exit_code", EXIT_USER_ERROR)
     sys.exit(code)
+
+
+def _redacted_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own trace with secrets blanked out: an error of a library may quote a header or an address."""
+    sys.stderr.write(secrecy.redacted("".join(traceback.format_exception(kind, error, trace))))

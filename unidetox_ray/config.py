@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from unidetox_ray import registry, yaml_file
+from unidetox_ray import registry, secrecy, yaml_file
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.settings import (
     ClusterSection,
@@ -72,12 +71,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_SECRET_KEY = re.compile(
-    r"(^|[._-])(token|password|passwd|secret|api_?key|auth_token|hf_token|credentials?)$", re.I
-)
-_SECRET_VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{8,}|\bghp_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9]{16,}|\bAKIA[A-Z0-9]{12,}|://[^/\s:@]+:[^/\s@]+@"
-)
 
 
 class MethodEntry(Section):
@@ -322,17 +315,19 @@ def _no_secrets(values: Any, where: str, place: str = "") -> None:
     if isinstance(values, dict):
         for key, value in values.items():
             name = f"{place}.{key}" if place else str(key)
-            if _SECRET_KEY.search(str(key)):
+            if secrecy.is_secret_key(str(key)) or secrecy.holds_secret(str(key)):
                 raise ConfigError(
-                    f"{where}: {name} looks like a secret; set it in the environment (HF_TOKEN, AWS_…), never in a file or on a command line"
+                    f"{where}: {name} looks like a secret, and this file is copied into the run folder and shown in reports; "
+                    f"{secrecy.ADVICE}"
                 )
             _no_secrets(value, where, name)
     elif isinstance(values, list):
         for index, value in enumerate(values):
             _no_secrets(value, where, f"{place}[{index}]")
-    elif isinstance(values, str) and _SECRET_VALUE.search(values):
+    elif isinstance(values, str) and secrecy.holds_secret(values):
         raise ConfigError(
-            f"{where}: {place} holds what looks like a secret; set it in the environment, never in a file or on a command line"
+            f"{where}: {place} holds what looks like a secret, and this file is copied into the run folder and shown in "
+            f"reports; {secrecy.ADVICE}"
         )
 
 

@@ -7,13 +7,32 @@
     ├── ArtifactError   something stored by an earlier run is damaged or foreign        exit 2
     └── StageError      a stage failed while it worked                                  exit 1
 
-A message is one line and says where, what the value was, what is accepted and what to do.
+A message is one line and says where, what the value was, what is accepted and what to do. What a file or a model wrote into
+it cannot steer the terminal: control and direction characters stand there as escapes, secrets as ***.
 """
+
+import re
+
+from unidetox_ray.secrecy import redacted
 
 EXIT_OK = 0
 EXIT_STAGE_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_SOME_CELLS_FAILED = 3
+
+LONGEST_MESSAGE = 1500
+#: C0 and C1 controls, direction marks and overrides, lone surrogates (which no terminal or file takes).
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: blanks joined, unprintable characters as escapes, cut at LONGEST_MESSAGE."""
+    line = _UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape").decode("ascii"), " ".join(text.split())
+    )
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"
 
 
 class UnidetoxError(Exception):
@@ -22,7 +41,7 @@ class UnidetoxError(Exception):
     exit_code = EXIT_STAGE_FAILED
 
     def __str__(self) -> str:
-        return " ".join(str(super().__str__()).split())
+        return printable(redacted(super().__str__()))
 
 
 class ConfigError(UnidetoxError):

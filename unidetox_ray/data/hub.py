@@ -59,8 +59,6 @@ def fetch(
 
 def _explain(error: Exception, hub_id: str, name: str, request: Request, local: str) -> str:
     reason = (str(error).strip().splitlines() or [""])[0][:160]
-    if request.token:
-        reason = reason.replace(request.token, "***")
     lowered = f"{type(error).__name__} {error}".lower()
     gated = any(word in lowered for word in ("401", "403", "gated", "unauthorized", "forbidden"))
     advice = (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unidetox_ray import registry
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.base import Family, SpecialIds
+from unidetox_ray.secrecy import hub_token
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTo
     _check_folder(path_or_id)
     try:
         return AutoTokenizer.from_pretrained(
-            path_or_id, revision=revision, trust_remote_code=False, token=_token()
+            path_or_id, revision=revision, trust_remote_code=False, token=hub_token()
         )
     except Exception as error:  # what the tokenizers library raises for a damaged file is a bare Exception
         raise _explained(error, path_or_id, "tokenizer") from error
@@ -66,7 +67,7 @@ def load_model(
             dtype=chosen,
             trust_remote_code=False,
             use_safetensors=True,
-            token=_token(),
+            token=hub_token(),
             output_loading_info=True,
         )
     except Exception as error:  # damaged files raise nearly anything: SafetensorError, TypeError …
@@ -89,7 +90,7 @@ def load_config(path_or_id: str, revision: str | None = None) -> PretrainedConfi
     _check_folder(path_or_id)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            path_or_id, revision=revision, trust_remote_code=False, token=_token()
+            path_or_id, revision=revision, trust_remote_code=False, token=hub_token()
         )
     except Exception as error:  # a damaged file raises nearly anything
         raise _explained(error, path_or_id, "config") from error
@@ -107,7 +108,7 @@ def local_folder(path_or_id: str, revision: str | None = None) -> Path:
     try:
         return Path(
             snapshot_download(
-                path_or_id, revision=revision, token=_token(),
+                path_or_id, revision=revision, token=hub_token(),
                 allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
             )
         )  # fmt: skip
@@ -199,11 +200,6 @@ def meta_parameters(config: PretrainedConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _token() -> str | None:
-    """From the environment only, so that it can never stand in a config or a log."""
-    return os.environ.get("HF_TOKEN") or None
 
 
 def _check_folder(path_or_id: str) -> None:
