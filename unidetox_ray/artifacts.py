@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray import __version__
+from unidetox_ray import __version__, warned
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ArtifactError, ConfigError
 from unidetox_ray.secrecy import redacted
@@ -119,9 +119,37 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pl.DataFrame) -> None:
-    """The same table gives the same bytes: fixed compression and row groups, no timestamps."""
+    """The same table gives the same bytes: fixed compression and row groups, no timestamps. Tables of text carry a warning."""
+    said = warned.metadata_of(table.columns)
     with atomic_path(path) as temporary:
-        table.write_parquet(temporary, compression="zstd", row_group_size=1 << 17, statistics=True)
+        table.write_parquet(
+            temporary, compression="zstd", row_group_size=1 << 17, statistics=True, metadata=said
+        )
+
+
+def write_corpus_csv(path: Path, texts: Sequence[str]) -> None:
+    """A corpus in the released layout (column `Text`), cells safe in a spreadsheet, its warning beside it."""
+    write_plain(path, warned.corpus_csv(texts))
+    describe(path)
+
+
+def write_jsonl(path: Path, table: pl.DataFrame) -> None:
+    """One JSON object a line; a table of text has its warning beside it."""
+    with atomic_path(path) as temporary:
+        table.write_ndjson(temporary)
+    if warned.metadata_of(table.columns):
+        describe(path)
+
+
+def write_plain(path: Path, text: str) -> None:
+    """UTF-8 as it is, owner only: for texts of a corpus, which nothing may change."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
+def describe(path: Path) -> None:
+    """Say beside a csv or jsonl file what it holds."""
+    write_json(warned.metadata_path(path), {"url": path.name, warned.KEY: warned.WARNING})
 
 
 def read_json(path: Path) -> Any:

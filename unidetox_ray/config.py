@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -70,6 +72,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Longer than any path; a description may use it.
+_LONGEST_TEXT = 4096
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -77,7 +81,7 @@ class MethodEntry(Section):
     """One column of the comparison: a registered method, its settings, and the label results carry."""
 
     method: str
-    label: Annotated[str, Field(pattern=_NAME)]
+    label: Annotated[str, Field(pattern=_NAME, max_length=60)]
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -153,6 +157,10 @@ class Experiment(Section):
                 raise ValueError(
                     f"models: unknown family {family!r}; {registry.suggest(family, registry.FAMILIES)}"
                 )
+        if self.cache is None and self.name.lower() == "cache":
+            raise ValueError(
+                "name = 'cache' is the folder where storage keeps models; take another name, or set cache"
+            )
         labels: set[str] = set()
         for entry in self.methods:
             if entry.method not in registry.METHODS:
@@ -161,7 +169,7 @@ class Experiment(Section):
                 )
             if entry.label.lower() in labels:
                 raise ValueError(
-                    f"methods: the label {entry.label!r} stands twice; give one of them a `label:`"
+                    f"methods: the label {entry.label!r} stands twice (case aside, for it names files); give one of them a `label:`"
                 )
             labels.add(entry.label.lower())
             checked(entry)
@@ -263,6 +271,8 @@ def resolve(
     if limit is not None:
         merged["limit"] = limit
     _no_secrets(merged, where)
+    _plain_text(merged, where)
+    _stays_inside(merged, where)
     fidelity = merged.get("fidelity", "paper")
     if not isinstance(fidelity, str) or fidelity not in PRESETS:
         raise ConfigError(f"{where}: fidelity = {fidelity!r}; {registry.suggest(str(fidelity), PRESETS)}")
@@ -329,6 +339,45 @@ def _no_secrets(values: Any, where: str, place: str = "") -> None:
             f"{where}: {place} holds what looks like a secret, and this file is copied into the run folder and shown in "
             f"reports; {secrecy.ADVICE}"
         )
+
+
+def _plain_text(values: Any, where: str, place: str = "") -> None:
+    """ConfigError for text that no file name, log or JSON file can hold: control characters, half of a surrogate pair."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            name = f"{place}.{key}" if place else str(key)
+            _plain_text(str(key), where, f"the key {str(key)[:60]!r}")
+            _plain_text(value, where, name)
+    elif isinstance(values, list):
+        for index, value in enumerate(values):
+            _plain_text(value, where, f"{place}[{index}]")
+    elif isinstance(values, str):
+        allowed = "\n\t" if place in {"description", "data"} else ""
+        odd = next((c for c in values if unicodedata.category(c) in {"Cc", "Cs"} and c not in allowed), None)
+        if odd is not None:
+            raise ConfigError(f"{where}: {place} holds the character U+{ord(odd):04X}; write plain text")
+        if len(values) > _LONGEST_TEXT:
+            raise ConfigError(f"{where}: {place} has {len(values)} characters; at most {_LONGEST_TEXT}")
+
+
+def _stays_inside(values: Mapping[str, Any], where: str) -> None:
+    """ConfigError for a path with `..` where files are written, or where it would leave data.data_root."""
+    tracking, data = values.get("tracking"), values.get("data")
+    found: dict[str, Any] = {name: values.get(name) for name in ("storage", "cache")}
+    if isinstance(tracking, dict):
+        found["tracking.uri"] = tracking.get("uri")
+    if isinstance(data, dict):
+        for role, sources in data.items():
+            for index, source in enumerate(sources if isinstance(sources, list) else [sources]):
+                if isinstance(source, dict):
+                    place = f"data.{role}[{index}]" if isinstance(sources, list) else f"data.{role}"
+                    found[f"{place}.path"] = source.get("path")
+    for place, value in found.items():
+        if isinstance(value, str) and ".." in re.split(r"[/\\]", value):
+            inside = "a path below data.data_root" if place.startswith("data.") else "the whole path"
+            raise ConfigError(
+                f"{where}: {place} = {value[:200]!r} holds '..'; write {inside}, so that it is the same place for every process"
+            )
 
 
 def one_line(error: ValidationError, section: type[BaseModel] | None = None) -> str:

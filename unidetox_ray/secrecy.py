@@ -35,7 +35,8 @@ _VALUE = re.compile(
 #: The user's name stays readable: user:password@host -> user:***@host.
 _USER_INFO = re.compile(r"(?<=://)([^/\s:@]*:)[^/\s@]+(?=@)")
 _VARIABLE = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)(_ID)?$")
-_FILES = ("HF_TOKEN_PATH", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_TOKEN_FILE")
+#: Variables that name a file with a token.
+FILES = ("HF_TOKEN_PATH", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_TOKEN_FILE")
 _LARGEST_TOKEN_FILE = 1 << 16
 
 ADVICE = (
@@ -60,7 +61,7 @@ def known() -> list[str]:
         if _VARIABLE.search(name.upper()):
             found.add(value)
         found.update(match[0].rpartition(":")[2] for match in _USER_INFO.finditer(value))
-    for name in _FILES:
+    for name in FILES:
         found.add(_token_in(os.environ.get(name, "")))
     return sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True)
 

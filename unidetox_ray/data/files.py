@@ -1,7 +1,7 @@
 """Local files as tables of exactly the values they hold: csv, tsv, jsonl, json, parquet and plain text.
 
 Text arrives byte for byte: "NA", "null", "nan" and the empty string stay text, line ends inside a field, NUL
-and emoji stay. The csv module of Python reads csv and tsv because polars fills a short row with nulls without
+and emoji stay; what `warned.neutral` added to a corpus file of ours is taken off again. The csv module of Python reads csv and tsv because polars fills a short row with nulls without
 a word.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from unidetox_ray import warned
 from unidetox_ray.data.base import Request
 from unidetox_ray.errors import ConfigError, DataError
 
@@ -60,7 +61,11 @@ def read_table(path: Path, request: Request, name: str | None = None) -> pl.Data
     data = read_bytes(path, request, name)
     suffix = path.suffix.lower()
     if suffix in {".csv", ".tsv"}:
-        return _separated(decode(data, path), "\t" if suffix == ".tsv" else ",", path)
+        text = decode(data, path)
+        table = _separated(text, "\t" if suffix == ".tsv" else ",", path)
+        if table.columns == ["Text"] and warned.is_corpus_csv(text, cells := table["Text"].to_list()):
+            return pl.DataFrame({"Text": [warned.restored(cell) for cell in cells]}, schema=table.schema)
+        return table
     if suffix == ".jsonl":
         return _records(_json_lines(decode(data, path), path), path)
     if suffix == ".json":
