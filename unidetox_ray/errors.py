@@ -11,8 +11,6 @@ A message is one line and says where, what the value was, what is accepted and w
 it cannot steer the terminal: control and direction characters stand there as escapes, secrets as ***.
 """
 
-import re
-
 from unidetox_ray.secrecy import redacted
 
 EXIT_OK = 0
@@ -21,17 +19,11 @@ EXIT_USER_ERROR = 2
 EXIT_SOME_CELLS_FAILED = 3
 
 LONGEST_MESSAGE = 1500
-#: C0 and C1 controls, direction marks and overrides, lone surrogates (which no terminal or file takes).
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-
-
 def printable(text: str) -> str:
     """One line that a terminal shows as it is: blanks joined, unprintable characters as escapes, cut at LONGEST_MESSAGE."""
-    line = _UNPRINTABLE.sub(
-        lambda found: found[0].encode("unicode_escape").decode("ascii"), " ".join(text.split())
-    )
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
     return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"
 
 

@@ -73,7 +73,8 @@ def read_table(path: Path, request: Request, name: str | None = None) -> pl.Data
     if suffix == ".parquet":
         try:
             return pl.read_parquet(io.BytesIO(data))
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            # A panic of the Rust code below polars is no Exception.
             raise DataError(f"{path} is not a readable parquet file: {_first_line(error)}") from error
     raise DataError(
         f"{path}: cannot read a {suffix or 'suffix-less'} file as a table; accepted: {', '.join(SUFFIXES)}"
@@ -153,6 +154,9 @@ def _json_lines(text: str, path: Path) -> list[Any]:
             raise DataError(
                 f"{path} line {number}: not JSON ({error.msg} at column {error.colno})"
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number}: not readable as JSON ({_first_line(error)})") from error
+        _whole_text(row, line, f"{path} line {number}")
         if not isinstance(row, dict):
             raise DataError(f"{path} line {number}: a JSON object was expected, found {type(row).__name__}")
         rows.append(row)
@@ -164,9 +168,24 @@ def _json_array(text: str, path: Path) -> list[Any]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({_first_line(error)})") from error
+    _whole_text(rows, text, str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: a JSON array of objects was expected")
     return rows
+
+
+def _whole_text(value: Any, source: str, where: str) -> None:
+    """DataError for half of a surrogate pair, which JSON can write as an escape and no text can hold."""
+    if "\\u" not in source:  # most lines: nothing to look for
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: holds U+{ord(error.object[error.start]):04X}, half of a surrogate pair, which is no text; remove it"
+        ) from error
 
 
 def _records(rows: list[Any], path: Path) -> pl.DataFrame:
