@@ -86,6 +86,12 @@ def read_table(path: Path, needed: Sequence[str]) -> pl.DataFrame:
     for name in needed:
         if name not in table.columns:
             raise DataError(f"{path}: column {name!r} is missing; it holds {table.columns}")
+        if table.schema[name] == pl.Null:  # a column of nulls, or no rows: neither has a type of its own
+            table = table.with_columns(pl.col(name).cast(pl.String))
+        if name in {"prompt", "text"} and table.schema[name] != pl.String:
+            raise DataError(f"{path}: column {name!r} holds {table.schema[name]}, expected text")
+    if table.is_empty():
+        raise DataError(f"{path}: holds no rows")
     return table
 
 
