@@ -19,6 +19,8 @@ EXIT_USER_ERROR = 2
 EXIT_SOME_CELLS_FAILED = 3
 
 LONGEST_MESSAGE = 1500
+
+
 def printable(text: str) -> str:
     """One line that a terminal shows as it is: blanks joined, unprintable characters as escapes, cut at LONGEST_MESSAGE."""
     line = " ".join(text.split())

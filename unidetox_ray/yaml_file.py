@@ -88,7 +88,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 def parse(text: str, where: str) -> Any:
     """The value of one YAML document; ConfigError with line and column when it is not one."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where

@@ -150,7 +150,9 @@ def resolve(path: str | None, data_root: str | None) -> Path | None:
     try:
         there = place.exists()
     except (OSError, ValueError) as error:
-        raise DataError(f"{str(place)[:200]}: is no path ({getattr(error, 'strerror', None) or error}); check `path`") from None
+        raise DataError(
+            f"{str(place)[:200]}: is no path ({getattr(error, 'strerror', None) or error}); check `path`"
+        ) from None
     if not there:
         tail = "" if data_root is not None or place.is_absolute() else " (data.data_root is not set)"
         raise DataError(f"no such file or folder: {place}{tail}; check `path` and `data_root`")
