@@ -159,7 +159,7 @@ def tried(function):
         return None
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.dictionaries(st.sampled_from(SECTIONS) | any_text, values, max_size=4))
 @example({"description": "a\nb\tc"})
 @example({"storage": "~nobody-of-this-name/x"})
