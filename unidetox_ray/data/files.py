@@ -184,7 +184,7 @@ def _whole_text(value: Any, source: str, where: str) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: holds U+{ord(error.object[error.start]):04X}, half of a surrogate pair, which is no text; remove it"
+            f"{where}: holds U+{ord(error.object[error.start]):04X}, half of a surrogate pair, which is not Unicode text; remove it"
         ) from error
 
 

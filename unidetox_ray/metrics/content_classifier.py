@@ -124,7 +124,10 @@ class ContentClassifier(ToxicityClassifier):
 
 def _labels(source: str, revision: str | None) -> tuple[str, ...]:
     """The classifier's labels in the order of its logits; ModelError for a model without a trained classification head."""
-    config: Any = load_config(source, revision=revision)
+    try:
+        config: Any = load_config(source, revision=revision)
+    except ModelError as error:
+        raise ModelError(f"content classifier {source}: cannot be loaded ({error})") from error
     kinds = getattr(config, "architectures", None) or []
     # Transformers would put a random head on any other model and say so in a warning alone.
     if not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
