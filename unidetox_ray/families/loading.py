@@ -266,6 +266,15 @@ def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
         )
 
 
+def _names_code(folder: Path) -> bool:
+    """Whether a local tokenizer asks for a class of its repository, without which the files at hand are no tokenizer."""
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return "AutoTokenizer" in named.get("auto_map", {})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
 def _lost_shards(folder: Path) -> list[str]:
     """Files that a local folder's index names and that are not there."""
     try:
@@ -289,11 +298,13 @@ def _explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
         return ModelError(
             f"{what} {path_or_id}: gated or private; accept its licence on the hub and set the variable HF_TOKEN"
         )
-    if any(words in low for words in ("trust_remote_code", "remote code", "custom code")):
+    folder = Path(path_or_id).expanduser()
+    if any(words in low for words in ("trust_remote_code", "remote code", "custom code")) or (
+        what == "tokenizer" and _names_code(folder)
+    ):
         return ModelError(
             f"{what} {path_or_id}: needs code from its repository, which is never run; take another model"
         )
-    folder = Path(path_or_id).expanduser()
     only_pickle = folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
     if what in ("model", "scorer") and (
         only_pickle or ("safetensors" in low and "does not appear to have" in low)
