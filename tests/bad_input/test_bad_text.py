@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import polars as pl
@@ -240,5 +241,5 @@ def test_odd_texts_in_a_report_are_one_printable_line(case, show):
     shown = text.sample(ODD[case], show)
     assert len(shown) <= 280 and "\n" not in shown and "\x1b" not in shown and "\u202e" not in shown
     assert "<script" not in html.escape(shown) and "<script" not in markdown.escape(shown)
-    assert "](javascript" not in markdown.escape(shown)
+    assert not re.search(r"(?<!\\)\]\(", markdown.escape(shown))  # a bracket that closes a link's text
     (html.escape(shown) + markdown.escape(shown)).encode("utf-8")
