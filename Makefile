@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-long lint types imports check clean browser
+.PHONY: setup demo test test-long test-faults lint types imports check clean browser
 
 setup: $(STAMP)
 
@@ -28,11 +28,15 @@ browser:
 	|| echo "no Chromium here: the browser tests will skip"
 
 test: $(VENV)/.kernels browser
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long and not faults"
 
 # A few tests of most of a minute each; CI runs them too.
 test-long: $(VENV)/.kernels
-	$(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -q -m "long and not faults"
+
+# Faults injected into whole runs, and whole runs watched from outside.
+test-faults: $(VENV)/.kernels
+	$(BIN)/python -m pytest -q -m faults
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -27,6 +27,8 @@ VERBS = (
     "score",
     "content",
     "report",
+    "convert",
+    "export",
     "ls",
     "schema",
     "ui",

@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -28,9 +28,10 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray import __version__
+from unidetox_ray import __version__, warned
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ArtifactError, ConfigError
+from unidetox_ray.secrecy import redacted
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -107,6 +108,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """UTF-8, owner only, secrets of this process blanked out: an error that a library worded may hold one."""
+    text = redacted(text)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -116,13 +119,40 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
-    """The same table gives the same bytes: fixed compression and row groups, no timestamps. metadata: words of its own
-    in the file's footer."""
+    """The same table gives the same bytes: fixed compression and row groups, no timestamps. Tables of text carry a warning.
+
+    metadata: words of its own in the file's footer.
+    """
+    said = {**(warned.metadata_of(table.columns) or {}), **(metadata or {})}
     with atomic_path(path) as temporary:
         table.write_parquet(
-            temporary, compression="zstd", row_group_size=1 << 17, statistics=True,
-            metadata=None if metadata is None else dict(metadata),
-        )  # fmt: skip
+            temporary, compression="zstd", row_group_size=1 << 17, statistics=True, metadata=said or None
+        )
+
+
+def write_corpus_csv(path: Path, texts: Sequence[str]) -> None:
+    """A corpus in the released layout (column `Text`), cells safe in a spreadsheet, its warning beside it."""
+    write_plain(path, warned.corpus_csv(texts))
+    describe(path)
+
+
+def write_jsonl(path: Path, table: pl.DataFrame) -> None:
+    """One JSON object a line; a table of text has its warning beside it."""
+    with atomic_path(path) as temporary:
+        table.write_ndjson(temporary)
+    if warned.metadata_of(table.columns):
+        describe(path)
+
+
+def write_plain(path: Path, text: str) -> None:
+    """UTF-8 as it is, owner only: for texts of a corpus, which nothing may change."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
+def describe(path: Path) -> None:
+    """Say beside a csv or jsonl file what it holds."""
+    write_json(warned.metadata_path(path), {"url": path.name, warned.KEY: warned.WARNING})
 
 
 def read_json(path: Path) -> Any:

@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from unidetox_ray import __version__, registry
+from unidetox_ray import __version__, registry, secrecy
 from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, UnidetoxError
 
 if TYPE_CHECKING:
@@ -315,6 +317,44 @@ def report(
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")
 
 
+@app.command()
+def convert(
+    model: Annotated[
+        str, typer.Argument(help="Folder or hub id of a model whose weights are .bin (pickle) files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
+    sha256: Annotated[
+        list[str] | None,
+        typer.Option("--sha256", metavar="HASH", help="SHA-256 of a .bin file you trust; once for each."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the model.")] = None,
+) -> None:
+    """Pickled weights to safetensors, in a process of its own that reads numbers and nothing else."""
+    from unidetox_ray.convert import convert as converted
+
+    made = converted(model, out, sha256 or [], revision=revision)
+    for name, digest in made["files"].items():
+        typer.echo(f"{name}: sha256 {digest}")
+    typer.echo(f"model: {made['folder']} ({made['tensors']} tensors)")
+
+
+@app.command()
+def export(
+    cell: Annotated[
+        Path,
+        typer.Argument(metavar="CELL", help="Folder of a model in a run, for example outputs/tiny/models/…."),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist.")],
+    allow_toxic: Annotated[
+        bool, typer.Option("--allow-toxic", help="Also a model that was made to write hateful text.")
+    ] = False,
+) -> None:
+    """Copy a finished model out of a run, with its card, checked against its hashes. Nothing is uploaded."""
+    from unidetox_ray.exporting import export_model
+
+    typer.echo(f"model: {export_model(cell, to, allow_toxic=allow_toxic)}")
+
+
 @app.command("ls")
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="families, methods, metrics or datasets.")],
@@ -445,7 +485,12 @@ def main() -> NoReturn:
     """Entry point: errors of ours become one line and their exit code."""
     # Python's default for SIGTERM ends without clean-up: tracked runs would stay RUNNING, children alive.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Generated text can be hateful, and Ray and MLflow leave files of their own: they are the user's alone as well.
+    os.umask(0o077)
+    sys.excepthook = _redacted_trace
     try:
+        if (why := secrecy.refused_argument(sys.argv[1:])) is not None:
+            raise ConfigError(why)
         app(standalone_mode=False)
         code: Any = 0
     except UnidetoxError as error:
@@ -466,3 +511,8 @@ def main() -> NoReturn:
         show()
         code = getattr(error, "exit_code", EXIT_USER_ERROR)
     sys.exit(code)
+
+
+def _redacted_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own trace with secrets blanked out: an error of a library may quote a header or an address."""
+    sys.stderr.write(secrecy.redacted("".join(traceback.format_exception(kind, error, trace))))

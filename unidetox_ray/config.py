@@ -12,13 +12,14 @@ import itertools
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from unidetox_ray import registry, yaml_file
+from unidetox_ray import registry, secrecy, yaml_file
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.settings import (
     ClusterSection,
@@ -73,13 +74,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Longer than any path; a description may use it.
+_LONGEST_TEXT = 4096
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_SECRET_KEY = re.compile(
-    r"(^|[._-])(token|password|passwd|secret|api_?key|auth_token|hf_token|credentials?)$", re.I
-)
-_SECRET_VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{8,}|\bghp_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9]{16,}|\bAKIA[A-Z0-9]{12,}|://[^/\s:@]+:[^/\s@]+@"
-)
 
 
 def _values(value: Any) -> Any:
@@ -92,7 +89,7 @@ class MethodEntry(Section):
     """One column of the comparison: a registered method, its settings, and the label results carry."""
 
     method: str
-    label: Annotated[str, Field(pattern=_NAME)]
+    label: Annotated[str, Field(pattern=_NAME, max_length=60)]
     settings: dict[str, Any] = Field(default_factory=dict)
     tune: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_values)]] = Field(default_factory=dict)
     """Values to try of each setting; every combination is a trial. Corpus methods: `steps` and `lr` of the fine-tuning."""
@@ -185,6 +182,10 @@ class Experiment(Section):
                 raise ValueError(
                     f"models: unknown family {family!r}; {registry.suggest(family, registry.FAMILIES)}"
                 )
+        if self.cache is None and self.name.lower() == "cache":
+            raise ValueError(
+                "name = 'cache' is the folder where storage keeps models; take another name, or set cache"
+            )
         labels: set[str] = set()
         for entry in self.methods:
             if entry.method not in registry.METHODS:
@@ -193,7 +194,7 @@ class Experiment(Section):
                 )
             if entry.label.lower() in labels:
                 raise ValueError(
-                    f"methods: the label {entry.label!r} stands twice; give one of them a `label:`"
+                    f"methods: the label {entry.label!r} stands twice (case aside, for it names files); give one of them a `label:`"
                 )
             labels.add(entry.label.lower())
             checked(entry)
@@ -331,6 +332,8 @@ def resolve(
     if limit is not None:
         merged["limit"] = limit
     _no_secrets(merged, where)
+    _plain_text(merged, where)
+    _stays_inside(merged, where)
     fidelity = merged.get("fidelity", "paper")
     if not isinstance(fidelity, str) or fidelity not in PRESETS:
         raise ConfigError(f"{where}: fidelity = {fidelity!r}; {registry.suggest(str(fidelity), PRESETS)}")
@@ -383,18 +386,59 @@ def _no_secrets(values: Any, where: str, place: str = "") -> None:
     if isinstance(values, dict):
         for key, value in values.items():
             name = f"{place}.{key}" if place else str(key)
-            if _SECRET_KEY.search(str(key)):
+            if secrecy.is_secret_key(str(key)) or secrecy.holds_secret(str(key)):
                 raise ConfigError(
-                    f"{where}: {name} looks like a secret; set it in the environment (HF_TOKEN, AWS_…), never in a file or on a command line"
+                    f"{where}: {name} looks like a secret, and this file is copied into the run folder and shown in reports; "
+                    f"{secrecy.ADVICE}"
                 )
             _no_secrets(value, where, name)
     elif isinstance(values, list):
         for index, value in enumerate(values):
             _no_secrets(value, where, f"{place}[{index}]")
-    elif isinstance(values, str) and _SECRET_VALUE.search(values):
+    elif isinstance(values, str) and secrecy.holds_secret(values):
         raise ConfigError(
-            f"{where}: {place} holds what looks like a secret; set it in the environment, never in a file or on a command line"
+            f"{where}: {place} holds what looks like a secret, and this file is copied into the run folder and shown in "
+            f"reports; {secrecy.ADVICE}"
         )
+
+
+def _plain_text(values: Any, where: str, place: str = "") -> None:
+    """ConfigError for text that no file name, log or JSON file can hold: control characters, half of a surrogate pair."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            name = f"{place}.{key}" if place else str(key)
+            _plain_text(str(key), where, f"the key {str(key)[:60]!r}")
+            _plain_text(value, where, name)
+    elif isinstance(values, list):
+        for index, value in enumerate(values):
+            _plain_text(value, where, f"{place}[{index}]")
+    elif isinstance(values, str):
+        allowed = "\n\t" if place in {"description", "data"} else ""
+        odd = next((c for c in values if unicodedata.category(c) in {"Cc", "Cs"} and c not in allowed), None)
+        if odd is not None:
+            raise ConfigError(f"{where}: {place} holds the character U+{ord(odd):04X}; write plain text")
+        if len(values) > _LONGEST_TEXT:
+            raise ConfigError(f"{where}: {place} has {len(values)} characters; at most {_LONGEST_TEXT}")
+
+
+def _stays_inside(values: Mapping[str, Any], where: str) -> None:
+    """ConfigError for a path with `..` where files are written, or where it would leave data.data_root."""
+    tracking, data = values.get("tracking"), values.get("data")
+    found: dict[str, Any] = {name: values.get(name) for name in ("storage", "cache")}
+    if isinstance(tracking, dict):
+        found["tracking.uri"] = tracking.get("uri")
+    if isinstance(data, dict):
+        for role, sources in data.items():
+            for index, source in enumerate(sources if isinstance(sources, list) else [sources]):
+                if isinstance(source, dict):
+                    place = f"data.{role}[{index}]" if isinstance(sources, list) else f"data.{role}"
+                    found[f"{place}.path"] = source.get("path")
+    for place, value in found.items():
+        if isinstance(value, str) and ".." in re.split(r"[/\\]", value):
+            inside = "a path below data.data_root" if place.startswith("data.") else "the whole path"
+            raise ConfigError(
+                f"{where}: {place} = {value[:200]!r} holds '..'; write {inside}, so that it is the same place for every process"
+            )
 
 
 def one_line(error: ValidationError, section: type[BaseModel] | None = None) -> str:

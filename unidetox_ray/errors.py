@@ -8,13 +8,26 @@
     ├── StageError      a stage failed while it worked                                  exit 1
     └── TrackingError   the tracking store did not take what was to be recorded         exit 1
 
-A message is one line and says where, what the value was, what is accepted and what to do.
+A message is one line and says where, what the value was, what is accepted and what to do. What a file or a model wrote into
+it cannot steer the terminal: control and direction characters stand there as escapes, secrets as ***.
 """
+
+from unidetox_ray.secrecy import redacted
 
 EXIT_OK = 0
 EXIT_STAGE_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_SOME_CELLS_FAILED = 3
+
+LONGEST_MESSAGE = 1500
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: blanks joined, unprintable characters as escapes, cut at LONGEST_MESSAGE."""
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 1]}…"
 
 
 class UnidetoxError(Exception):
@@ -23,7 +36,7 @@ class UnidetoxError(Exception):
     exit_code = EXIT_STAGE_FAILED
 
     def __str__(self) -> str:
-        return " ".join(str(super().__str__()).split())
+        return printable(redacted(super().__str__()))
 
 
 class ConfigError(UnidetoxError):

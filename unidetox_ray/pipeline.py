@@ -19,7 +19,7 @@ from typing import Any, Literal
 import polars as pl
 
 from unidetox_ray import registry
-from unidetox_ray.artifacts import Manifest, RunFolder, write_json, write_text
+from unidetox_ray.artifacts import Manifest, RunFolder, write_corpus_csv, write_json, write_text
 from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
 from unidetox_ray.locking import only_writer
@@ -251,8 +251,7 @@ def show_corpora(context: Context, corpora: dict[str, tuple[Path, Manifest]]) ->
     methods = {entry.label: registry.lookup("methods", entry.method) for entry in context.experiment.methods}
     main = next((label for label in corpora if "toxic" in methods[label].needs), next(iter(corpora)))
     link(corpora[main][0] / "corpus.parquet", root / "corpus.parquet")
-    texts = pl.read_parquet(root / "corpus.parquet").select(Text="text")
-    write_text(root / "corpus.csv", texts.write_csv(quote_style="non_numeric"))
+    write_corpus_csv(root / "corpus.csv", pl.read_parquet(root / "corpus.parquet")["text"].to_list())
 
 
 def link(source: Path, target: Path) -> None:

@@ -22,7 +22,9 @@ from pydantic import (
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+#: What a 32-bit counter holds: seeds of numpy, and more of anything than a run can do.
+_LARGEST = 2**31 - 1
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 Precision = Literal["fp32", "bf16_master", "bf16_pure"]
 Schedule = Literal["linear", "constant"]
 
@@ -39,7 +41,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Number = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_LARGEST)]
 
 
 class Section(BaseModel):
@@ -294,7 +296,7 @@ class TuningSection(Section):
 class ScorerRef(Section):
     """A toxicity scorer."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
     kind: Literal["classifier", "lexicon"] = "classifier"
     source: str = "unitary/toxic-bert"
     """classifier: hub id, folder or `scratch:`; lexicon: a file with one word a line, or `world`."""
@@ -364,15 +366,15 @@ class EvaluateSection(Section):
         if not scorers:
             raise ValueError("must hold at least one scorer")
         names = [scorer.name for scorer in scorers]
-        if len(set(names)) != len(names):
-            raise ValueError(f"names must differ: {names}")
+        if len({name.lower() for name in names}) != len(names):
+            raise ValueError(f"names must differ in more than case: {names}")
         return scorers
 
 
 class ContentClassifierRef(Section):
     """A text-classification model that is asked what a run's corpora are about."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
     source: Annotated[str, Field(min_length=1)]
     """Hub id or folder."""
     revision: str | None = None
@@ -390,8 +392,8 @@ class ContentSection(Section):
     @classmethod
     def _named_once(cls, classifiers: tuple[ContentClassifierRef, ...]) -> tuple[ContentClassifierRef, ...]:
         names = [classifier.name for classifier in classifiers]
-        if len(set(names)) != len(names):
-            raise ValueError(f"names must differ: {names}")
+        if len({name.lower() for name in names}) != len(names):
+            raise ValueError(f"names must differ in more than case: {names}")
         return classifiers
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import RunFolder, atomic_path, file_sha256, key_for, write_parquet
+from unidetox_ray.artifacts import RunFolder, file_sha256, key_for, write_jsonl, write_parquet
 from unidetox_ray.config import MethodEntry, resolve
 from unidetox_ray.errors import ConfigError, DataError
 from unidetox_ray.stages.cells import Cell
@@ -86,17 +86,19 @@ def read_table(path: Path, needed: Sequence[str]) -> pl.DataFrame:
     for name in needed:
         if name not in table.columns:
             raise DataError(f"{path}: column {name!r} is missing; it holds {table.columns}")
+        if table.schema[name] == pl.Null:  # a column of nulls, or no rows: neither has a type of its own
+            table = table.with_columns(pl.col(name).cast(pl.String))
+        if name in {"prompt", "text"} and table.schema[name] != pl.String:
+            raise DataError(f"{path}: column {name!r} holds {table.schema[name]}, expected text")
+    if table.is_empty():
+        raise DataError(f"{path}: holds no rows")
     return table
 
 
 def write_table(table: pl.DataFrame, out: Path) -> None:
     if out.suffix not in {".parquet", ".jsonl"}:
         raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: .parquet, .jsonl")
-    with atomic_path(out) as temporary:
-        if out.suffix == ".parquet":
-            table.write_parquet(temporary)
-        else:
-            table.write_ndjson(temporary)
+    (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, table)
 
 
 def generate_one(

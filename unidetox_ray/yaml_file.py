@@ -88,7 +88,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 def parse(text: str, where: str) -> Any:
     """The value of one YAML document; ConfigError with line and column when it is not one."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
@@ -100,15 +104,13 @@ def parse(text: str, where: str) -> Any:
 def read(path: Path) -> Any:
     """The value of a YAML file. ConfigError: missing, a folder, not UTF-8, over 1 MiB, or not YAML."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(
-                f"{path}: {path.stat().st_size} bytes; an experiment file holds at most {MAX_BYTES}"
-            )
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give the path of an experiment file"
-        ) from None
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)  # a device or a pipe has no size to ask for
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({why}); give the path of an experiment file") from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_BYTES} bytes; an experiment file holds at most that")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

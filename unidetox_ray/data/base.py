@@ -9,7 +9,6 @@ splits.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unidetox_ray import registry, schemas
 from unidetox_ray.errors import ConfigError, DataError
+from unidetox_ray.secrecy import hub_token
 
 #: What each role's table looks like, and which column identifies a row of it.
 ROLES: dict[str, tuple[schemas.Schema, str]] = {
@@ -70,8 +70,8 @@ class Request:
 
     @property
     def token(self) -> str | None:
-        """The hub token, from the environment only, so that it can never reach a config, a key or a log."""
-        return os.environ.get(TOKEN_VARIABLE) or None
+        """The hub token, from the environment or the file it names, so that it can never reach a config, a key or a log."""
+        return hub_token()
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,13 @@ def resolve(path: str | None, data_root: str | None) -> Path | None:
     place = Path(path).expanduser()
     if data_root is not None:
         place = Path(data_root).expanduser() / place
-    if not place.exists():
+    try:
+        there = place.exists()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{str(place)[:200]}: is no path ({getattr(error, 'strerror', None) or error}); check `path`"
+        ) from None
+    if not there:
         tail = "" if data_root is not None or place.is_absolute() else " (data.data_root is not set)"
         raise DataError(f"no such file or folder: {place}{tail}; check `path` and `data_root`")
     return place

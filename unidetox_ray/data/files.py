@@ -1,7 +1,7 @@
 """Local files as tables of exactly the values they hold: csv, tsv, jsonl, json, parquet and plain text.
 
 Text arrives byte for byte: "NA", "null", "nan" and the empty string stay text, line ends inside a field, NUL
-and emoji stay. The csv module of Python reads csv and tsv because polars fills a short row with nulls without
+and emoji stay; what `warned.neutral` added to a corpus file of ours is taken off again. The csv module of Python reads csv and tsv because polars fills a short row with nulls without
 a word.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from unidetox_ray import warned
 from unidetox_ray.data.base import Request
 from unidetox_ray.errors import ConfigError, DataError
 
@@ -60,7 +61,11 @@ def read_table(path: Path, request: Request, name: str | None = None) -> pl.Data
     data = read_bytes(path, request, name)
     suffix = path.suffix.lower()
     if suffix in {".csv", ".tsv"}:
-        return _separated(decode(data, path), "\t" if suffix == ".tsv" else ",", path)
+        text = decode(data, path)
+        table = _separated(text, "\t" if suffix == ".tsv" else ",", path)
+        if table.columns == ["Text"] and warned.is_corpus_csv(text, cells := table["Text"].to_list()):
+            return pl.DataFrame({"Text": [warned.restored(cell) for cell in cells]}, schema=table.schema)
+        return table
     if suffix == ".jsonl":
         return _records(_json_lines(decode(data, path), path), path)
     if suffix == ".json":
@@ -68,7 +73,8 @@ def read_table(path: Path, request: Request, name: str | None = None) -> pl.Data
     if suffix == ".parquet":
         try:
             return pl.read_parquet(io.BytesIO(data))
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            # A panic of the Rust code below polars is no Exception.
             raise DataError(f"{path} is not a readable parquet file: {_first_line(error)}") from error
     raise DataError(
         f"{path}: cannot read a {suffix or 'suffix-less'} file as a table; accepted: {', '.join(SUFFIXES)}"
@@ -148,6 +154,9 @@ def _json_lines(text: str, path: Path) -> list[Any]:
             raise DataError(
                 f"{path} line {number}: not JSON ({error.msg} at column {error.colno})"
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number}: not readable as JSON ({_first_line(error)})") from error
+        _whole_text(row, line, f"{path} line {number}")
         if not isinstance(row, dict):
             raise DataError(f"{path} line {number}: a JSON object was expected, found {type(row).__name__}")
         rows.append(row)
@@ -159,9 +168,24 @@ def _json_array(text: str, path: Path) -> list[Any]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({_first_line(error)})") from error
+    _whole_text(rows, text, str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: a JSON array of objects was expected")
     return rows
+
+
+def _whole_text(value: Any, source: str, where: str) -> None:
+    """DataError for half of a surrogate pair, which JSON can write as an escape and no text can hold."""
+    if "\\u" not in source:  # most lines: nothing to look for
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: holds U+{ord(error.object[error.start]):04X}, half of a surrogate pair, which is not Unicode text; remove it"
+        ) from error
 
 
 def _records(rows: list[Any], path: Path) -> pl.DataFrame:

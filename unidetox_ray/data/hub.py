@@ -12,6 +12,7 @@ import polars as pl
 
 from unidetox_ray.data.base import TOKEN_VARIABLE, Request
 from unidetox_ray.errors import DataError
+from unidetox_ray.secrecy import redacted
 
 
 def fetch(
@@ -58,9 +59,7 @@ def fetch(
 
 
 def _explain(error: Exception, hub_id: str, name: str, request: Request, local: str) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0][:160]
-    if request.token:
-        reason = reason.replace(request.token, "***")
+    reason = redacted((str(error).strip().splitlines() or [""])[0])[:160]
     lowered = f"{type(error).__name__} {error}".lower()
     gated = any(word in lowered for word in ("401", "403", "gated", "unauthorized", "forbidden"))
     advice = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +12,7 @@ from unidetox_ray import registry
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.base import Family, SpecialIds
 from unidetox_ray.families.bottleneck import is_bottleneck, open_adapted
+from unidetox_ray.secrecy import hub_token
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -77,14 +80,44 @@ def load_model(
     except Exception as error:  # damaged files raise nearly anything: SafetensorError, TypeError …
         raise explained(error, path_or_id, "model") from error
     model, found = opened
-    if lacking := sorted(found["missing_keys"]):
-        # transformers fills them with random numbers and warns.
-        raise ModelError(
-            f"model {path_or_id}: its weights lack {len(lacking)} tensors of its config ({', '.join(lacking[:2])} …); "
-            "take weights and config.json from the same model"
-        )
+    _refuse_lacking(found["missing_keys"], path_or_id, "model")
     _check_embedding(model, path_or_id)
     return model.eval().to(device)  # type: ignore[arg-type]
+
+
+def load_classifier(path_or_id: str, *, revision: str | None = None) -> Any:
+    """A sequence classifier in float32 from safetensors, in training mode off.
+
+    ModelError: missing, damaged, gated, remote code, .bin only, or weights without a trained head.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    _check_folder(path_or_id)
+    try:
+        opened: Any = AutoModelForSequenceClassification.from_pretrained(
+            path_or_id,
+            revision=revision,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            token=hub_token(),
+            output_loading_info=True,
+        )
+    except Exception as error:  # as above
+        raise explained(error, path_or_id, "scorer") from error
+    model, found = opened
+    _refuse_lacking(found["missing_keys"], path_or_id, "scorer")
+    return model.eval()
+
+
+def _refuse_lacking(keys: Iterable[str], path_or_id: str, what: str) -> None:
+    """Transformers fills what the weights lack with random numbers and warns; numbers from such a model mean nothing."""
+    if lacking := sorted(keys):
+        raise ModelError(
+            f"{what} {path_or_id}: its weights lack {len(lacking)} tensors of its config ({', '.join(lacking[:2])} …); "
+            "take weights and config.json from the same model"
+        )
 
 
 def load_config(path_or_id: str, revision: str | None = None) -> PretrainedConfig:
@@ -101,8 +134,11 @@ def load_config(path_or_id: str, revision: str | None = None) -> PretrainedConfi
     return config
 
 
-def local_folder(path_or_id: str, revision: str | None = None) -> Path:
-    """The folder of a model: the one that is named, or the hub's files, fetched into the hub's cache where they lack."""
+def local_folder(path_or_id: str, revision: str | None = None, *, pickles: bool = False) -> Path:
+    """The folder of a model: the one that is named, or the hub's files, fetched into the hub's cache where they lack.
+
+    pickles: fetch .bin files instead of safetensors; nothing here opens them.
+    """
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
@@ -113,7 +149,7 @@ def local_folder(path_or_id: str, revision: str | None = None) -> Path:
         return Path(
             snapshot_download(
                 path_or_id, revision=revision, token=hub_token(),
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
+                allow_patterns=["*.json", "*.bin" if pickles else "*.safetensors", "*.model", "*.txt"],
             )
         )  # fmt: skip
     except Exception as error:  # the hub's and the network's own kinds
@@ -207,11 +243,6 @@ def meta_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def hub_token() -> str | None:
-    """From the environment only, so that it can never stand in a config or a log."""
-    return os.environ.get("HF_TOKEN") or None
-
-
 def _check_folder(path_or_id: str) -> None:
     path = Path(path_or_id).expanduser()
     if path_or_id.startswith((".", "/", "~")) and not path.is_dir():
@@ -220,6 +251,12 @@ def _check_folder(path_or_id: str) -> None:
         )
     if path.is_dir() and not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
         raise ModelError(f"{path_or_id}: holds no config.json; give a folder that `save_pretrained` wrote")
+    if (path / "adapter_config.json").is_file():
+        # Transformers would follow it to whatever base model it names, and leave the folder's own config aside.
+        raise ModelError(
+            f"{path_or_id}: holds adapter_config.json, an adapter that names another model; merge it into that model and give "
+            "the merged folder"
+        )
 
 
 def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
@@ -233,6 +270,24 @@ def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
             f"{path_or_id}: the tokenizer has {size} tokens but the embedding {rows} rows; "
             "take the tokenizer the model was trained with, or resize the embedding and train it"
         )
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether a local tokenizer asks for a class of its repository, without which the files at hand are no tokenizer."""
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return "AutoTokenizer" in named.get("auto_map", {})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def _lost_shards(folder: Path) -> list[str]:
+    """Files that a local folder's index names and that are not there."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted(name for name in set(index["weight_map"].values()) if not (folder / name).is_file())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
 
 
 def explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
@@ -249,18 +304,26 @@ def explained(error: BaseException, path_or_id: str, what: str) -> ModelError:
         return ModelError(
             f"{what} {path_or_id}: gated or private; accept its licence on the hub and set the variable HF_TOKEN"
         )
-    if "trust_remote_code" in low or "remote code" in low:
+    folder = Path(path_or_id).expanduser()
+    if any(words in low for words in ("trust_remote_code", "remote code", "custom code")) or (
+        what == "tokenizer" and _names_code(folder)
+    ):
         return ModelError(
             f"{what} {path_or_id}: needs code from its repository, which is never run; take another model"
         )
-    folder = Path(path_or_id).expanduser()
     only_pickle = folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
-    if what not in ("tokenizer", "config") and (
+    if what in ("model", "scorer") and (
         only_pickle or ("safetensors" in low and "does not appear to have" in low)
     ):
         return ModelError(
-            f"{what} {path_or_id}: has no .safetensors weights, and .bin (pickle) files are not opened; "
-            "take a revision with safetensors, or convert them"
+            f"{what} {path_or_id}: has no .safetensors weights, and .bin (pickle) files are not opened, for they can run code; "
+            f"take a revision with safetensors, or run `unidetox convert {path_or_id} --out FOLDER --sha256 HASH` once"
+        )
+    lost = _lost_shards(folder)
+    if lost:
+        return ModelError(
+            f"{what} {path_or_id}: model.safetensors.index.json names {lost[0]}, which is missing ({len(lost)} such); copy the "
+            "folder again"
         )
     if "LocalEntryNotFoundError" in names or "OfflineModeIsEnabled" in names or "couldn't connect" in low:
         return ModelError(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
+from unidetox_ray.families.loading import load_classifier, load_tokenizer
+from unidetox_ray.secrecy import hub_token
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +40,6 @@ class ToxicityClassifier:
     ) -> None:
         """source: folder or hub id. sha256: what model.safetensors must hash to. ModelError, ArtifactError."""
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        from unidetox_ray.families.loading import explained, hub_token
 
         self.source, self.revision, self.label, self.device = source, revision, label, torch.device(device)
         self.sha256 = _weights_hash(source, revision)
@@ -49,15 +48,9 @@ class ToxicityClassifier:
                 f"scorer {source}: model.safetensors hashes to {self.sha256 or 'nothing (no such file)'}, "
                 f"expected {sha256}; it is not the classifier that was pinned"
             )
-        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "token": hub_token()}
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                source, use_safetensors=True, dtype=torch.float32, **hub
-            )
-        except Exception as error:  # damaged files raise nearly anything
-            raise explained(error, source, "scorer") from error
-        self.model.to(self.device).eval()
+        self.tokenizer = load_tokenizer(source, revision=revision)
+        self.model = load_classifier(source, revision=revision)
+        self.model.to(self.device)
         labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
         found = [index for index, name in labels.items() if name.lower() == label.lower()]
         if len(found) != 1:
@@ -206,8 +199,6 @@ def _weights_hash(source: str, revision: str | None) -> str | None:
     path: Any = Path(source) / "model.safetensors"
     if not Path(source).is_dir():
         from transformers.utils.hub import cached_file
-
-        from unidetox_ray.families.loading import hub_token
 
         try:
             path = cached_file(source, "model.safetensors", revision=revision, token=hub_token())

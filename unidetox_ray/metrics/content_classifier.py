@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from unidetox_ray.errors import ModelError
+from unidetox_ray.families.loading import load_config
 from unidetox_ray.metrics.classifier import ToxicityClassifier
 from unidetox_ray.metrics.stats import (
     MIN_SAMPLES,
@@ -116,16 +117,10 @@ class ContentClassifier(ToxicityClassifier):
 
 def _labels(source: str, revision: str | None) -> tuple[str, ...]:
     """The classifier's labels in the order of its logits; ModelError for a model without a trained classification head."""
-    from transformers import AutoConfig
-
-    from unidetox_ray.families.loading import explained, hub_token
-
     try:
-        config = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=False, token=hub_token()
-        )
-    except Exception as error:  # a damaged file raises nearly anything
-        raise explained(error, source, "content classifier") from error
+        config: Any = load_config(source, revision=revision)
+    except ModelError as error:
+        raise ModelError(f"content classifier {source}: cannot be loaded ({error})") from error
     kinds = getattr(config, "architectures", None) or []
     # Transformers would put a random head on any other model and say so in a warning alone.
     if not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):

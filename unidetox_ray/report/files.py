@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from unidetox_ray.artifacts import write_plain
+from unidetox_ray.secrecy import redacted
 
 
 def write(path: Path, content: str) -> Path:
-    """Write UTF-8 text with LF line ends beside `path`, then rename it over `path`; returns `path`."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(content, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """UTF-8 with LF line ends, owner only, secrets blanked out, by atomic rename; returns `path`."""
+    write_plain(path, redacted(content))
     return path

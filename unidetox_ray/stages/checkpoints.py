@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,26 @@ def save(engine: Any, folder: Path, key: str, step: int, log: Log, seconds: floa
             shutil.rmtree(place / before["tag"], ignore_errors=True)
 
 
+@contextmanager
+def _numbers_only() -> Iterator[None]:
+    """DeepSpeed opens its checkpoints as pickles that may hold a program. Within, torch builds tensors, plain containers and the
+    three kinds of settings that DeepSpeed's sharded optimisers store, and raises `UnpicklingError` for everything else.
+    """
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
 def restore(engine: Any, folder: Path, key: str, log: Log) -> tuple[int, Log]:
     """(step to start at, log so far): the committed checkpoint of this key, else (0, log)."""
     import torch
@@ -62,7 +84,8 @@ def restore(engine: Any, folder: Path, key: str, log: Log) -> tuple[int, Log]:
     values = _committed(folder, key)
     if values is None:
         return 0, log
-    _, state = engine.load_checkpoint(str(folder / _FOLDER), tag=values["tag"])
+    with _numbers_only():
+        _, state = engine.load_checkpoint(str(folder / _FOLDER), tag=values["tag"])
     torch.set_rng_state(state["rng"].cpu())
     norms = [math.nan if norm is None else norm for norm in values["log"]["grad_norm"]]
     return int(values["step"]), Log(**{**values["log"], "grad_norm": norms})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from unidetox_ray.errors import StageError
@@ -29,6 +31,13 @@ _DRIVER_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 
+#: Ray's processes listen on every interface of the machine, except where it believes that no cluster can be formed: then the
+#: node is 127.0.0.1 and so is all that listens. Ray has no setting of its own for it (`_node_ip_address="127.0.0.1"` is turned
+#: into the outer address). tests/secrets/test_whole_run.py lists the sockets of a run.
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+if sys.platform == "linux":  # where the interface has this name; torch's workers talk over it
+    _LOOPBACK_ONLY |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
 #: Worker processes that may start at once on a private cluster. Ray's default, the number of CPUs, makes it warn on a
 #: machine with few of them: beside each worker, a training has a controller and a trial a driver, which only wait.
 _STARTING_WORKERS = 4
@@ -47,7 +56,14 @@ def worker_environment(threads: int) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
-    for name in ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR"):
+    # Paths and switches only: what stands here is readable on the dashboard and in Ray's logs, so never a token.
+    for name in (
+        "HF_HUB_OFFLINE",
+        "HF_HOME",
+        "HF_TOKEN_PATH",
+        "DS_ACCELERATOR",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD",
+    ):
         if name in os.environ:
             environment[name] = os.environ[name]
     return environment
@@ -81,15 +97,61 @@ def connected(settings: ClusterSection) -> Iterator[None]:
         os.environ.setdefault(name, value)
     starting = max(_STARTING_WORKERS, settings.num_cpus or os.cpu_count() or 1)
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(starting))
-    import ray
-    from ray.util.annotations import RayDeprecationWarning
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    with nullcontext() if address else _private():
+        import ray
+        from ray.util.annotations import RayDeprecationWarning
 
-    # map_batches takes restarts and retries of actors only as remote arguments, which it calls deprecated.
-    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
-    if ray.is_initialized():
+        # map_batches takes restarts and retries of actors only as remote arguments, which it calls deprecated.
+        warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+        if ray.is_initialized():
+            yield
+            return
+        _open(settings, address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """What a cluster of this process's own needs in the environment: loopback, and a token that dies with it.
+
+    A mode or token that the user has set is kept. Nothing changes where a session is open already.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         yield
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    wanted = {**_LOOPBACK_ONLY, "RAY_AUTH_MODE": "token"}
+    if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        # Ray would otherwise write one, readable by all, into the home folder, and fail where there is none.
+        wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    # Both were read when ray was imported, which may have been before us.
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1"
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _open(settings: ClusterSection, address: str | None) -> None:
+    """Join the cluster at the address, or start a private one."""
+    import ray
+
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": bool(os.environ.get("UNIDETOX_DEBUG")),
@@ -117,17 +179,17 @@ def connected(settings: ClusterSection) -> Iterator[None]:
     if on_main:
         # Ray puts its own handler there; ours ends the tracked runs and names the exit code.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    data = ray.data.DataContext.get_current()
-    data.enable_progress_bars = False
-    # An order whose actor dies costs its own block alone. None is lost by that: stages.orders counts the parts of all orders.
-    data.max_errored_blocks = -1
+    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    for name in ("ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def on_one_machine() -> bool:
+    """Whether the session's node is 127.0.0.1, which no other machine can join."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address).rpartition(":")[0] == "127.0.0.1"
 
 
 def has_gpus() -> bool:

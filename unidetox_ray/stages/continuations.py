@@ -83,6 +83,13 @@ class _Work:
         settings, tokenizer, samples = self.settings, self.tokenizer, range(self.settings.continuations)
         ids = special_ids(tokenizer, self.model.config)
         encoded = [encode(tokenizer, text, bos=settings.prompt_bos) or [ids.start] for _, text in prompts]
+        # Rotary positions have no table to run out of: without this, a text of 100,000 characters is computed for minutes.
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(map(len, encoded)) + settings.max_new_tokens - 1  # the last token is not read
+        if positions is not None and longest > positions:
+            raise ModelError(
+                f"{longest} positions are asked for, prompt and continuation, but the model knows {positions}"
+            )
         names = [f"{prompt_id}/{self.run}/{sample}" for prompt_id, _ in prompts for sample in samples]
         steering = getattr(self.model, "steering", None) or Steering((self.model,))
         with steering.runners(runner_of) as runners:

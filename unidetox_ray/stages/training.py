@@ -351,9 +351,11 @@ def group_trainer(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from unidetox_ray.stages.cluster import has_gpus
+    from unidetox_ray.stages.cluster import has_gpus, on_one_machine
+    from unidetox_ray.stages.meeting import OneMachine
 
     gpus = has_gpus()
+    meeting = OneMachine if on_one_machine() else TorchConfig
     shutil.rmtree(storage / name, ignore_errors=True)  # the jobs' own folders hold all that resumes
     return TorchTrainer(
         train_worker,
@@ -365,7 +367,7 @@ def group_trainer(
             name=name, storage_path=str(storage), callbacks=list(callbacks) or None,
             failure_config=ray.train.FailureConfig(max_failures=0),
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=meeting(backend="nccl" if gpus else "gloo"),
     )  # fmt: skip
 
 

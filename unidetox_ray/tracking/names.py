@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from unidetox_ray.secrecy import redacted
 
 NAME_LENGTH = 250
 PARAMETER_LENGTH = 6000
@@ -32,7 +33,6 @@ COMMON_TAGS = (
     "corpus_sha256",
     "key",
 )
-_SECRET_VARIABLE = re.compile(r"(TOKEN|PASSWORD|SECRET|API_KEY|ACCESS_KEY)(_ID)?$")
 
 
 def mlflow_name(name: str) -> str:
@@ -49,12 +49,10 @@ def mlflow_name(name: str) -> str:
 
 def plain_text(value: Any, limit: int) -> str:
     """A value as text of at most `limit` characters: JSON for anything but strings, cut with a marker, and
-    with the values of secret environment variables (names ending in TOKEN, PASSWORD, SECRET …) blanked out.
+    with every secret that this process knows blanked out.
     """
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and _SECRET_VARIABLE.search(name.upper()):
-            text = text.replace(secret, "***")
+    text = redacted(text)
     if len(text) > limit:
         marker = f" … [cut: {len(text)} characters]"
         text = text[: limit - len(marker)] + marker
