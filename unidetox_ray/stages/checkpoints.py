@@ -14,6 +14,7 @@ from typing import Any
 
 from unidetox_ray.artifacts import write_json
 from unidetox_ray.core.loop import Log
+from unidetox_ray.errors import StageError
 
 _FOLDER = ".checkpoints"
 
@@ -36,10 +37,14 @@ def _plain(log: Log) -> dict[str, Any]:
 
 
 def save(engine: Any, folder: Path, key: str, step: int, log: Log, seconds: float) -> None:
-    """Collective: every rank saves, then rank 0 commits and removes the one before."""
+    """Collective: every rank saves, then rank 0 commits and removes the one before. StageError for weights that are not finite,
+    which must not take the place of the last that were."""
     import torch
     import torch.distributed as dist
 
+    for name, weight in engine.module.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise StageError(f"{name} is not finite after step {step}; use a lower lr or more precision")
     place = folder / _FOLDER
     tag = f"step-{step}"
     # DeepSpeed does not keep torch's generator; without it a model with dropout does not replay.

@@ -37,6 +37,7 @@ from unidetox_ray.settings import (
 )
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.deaths import died
 from unidetox_ray.stages.finetune import cell_job, training_of
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
@@ -183,14 +184,32 @@ def trial_driver(config: dict[str, Any]) -> None:
 def run_trials(
     context: Context, jobs: Sequence[Job], search: SearchSection, name: str
 ) -> dict[str, tuple[str, type[UnidetoxError]]]:
-    """Run the trials that are not finished as the Tune run `name`; returns the errors and their kinds by job name."""
+    """Run the trials that are not finished as the Tune run `name`; returns the errors and their kinds by job name.
+
+    A trial whose process died is tried again, from its last checkpoint, `cluster.max_restarts` times: that a machine went
+    away must not decide which setting is chosen.
+    """
+    waiting = [job for job in jobs if finished(Path(job.folder), job.key) is None]
+    errors: dict[str, BaseException] = {}
+    for attempt in range(context.experiment.cluster.max_restarts + 1):
+        if not waiting:
+            break
+        found = _tune(context, waiting, search, f"{name}-{attempt}")
+        errors = {
+            job: error for job, error in errors.items() if job not in {each.name for each in waiting}
+        } | found
+        waiting = [job for job in waiting if died(found.get(job.name))]
+    return {job: failure(error) for job, error in errors.items()}
+
+
+def _tune(
+    context: Context, waiting: Sequence[Job], search: SearchSection, name: str
+) -> dict[str, BaseException]:
+    """One Tune run; what brought trials down, by job name."""
     from ray import tune
 
     from unidetox_ray.stages.cluster import concurrent_groups, has_gpus
 
-    waiting = [job for job in jobs if finished(Path(job.folder), job.key) is None]
-    if not waiting:
-        return {}
     context.connect()
     cluster = context.experiment.cluster
     # The driver of a Ray Train run only waits and must leave its workers every CPU and GPU; Tune wants it to hold something.
@@ -214,12 +233,11 @@ def run_trials(
     )
     with watched(context, "search", waiting):
         results = tuner.fit()
-    errors = {}
-    for index in range(len(results)):
-        result = results[index]
-        if result.error is not None:
-            errors[by_text[str((result.config or {})["job"])]] = failure(result.error)
-    return errors
+    return {
+        by_text[str((result.config or {})["job"])]: result.error
+        for result in (results[index] for index in range(len(results)))
+        if result.error is not None
+    }
 
 
 def _trials(jobs: Sequence[Job], errors: dict[str, str]) -> list[dict[str, Any]]:

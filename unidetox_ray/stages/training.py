@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import polars as pl
 from unidetox_ray.artifacts import (
     finished,
     private_folder,
+    read_json,
     write_json,
     write_manifest,
     write_parquet,
@@ -30,8 +32,12 @@ from unidetox_ray.cards import model_card
 from unidetox_ray.core.loop import LoopSettings
 from unidetox_ray.errors import ConfigError, StageError, UnidetoxError, kind_named
 from unidetox_ray.settings import ClusterSection, DeepSpeedSection, FinetuneSection, ToxicSection
+from unidetox_ray.stages.deaths import died
 from unidetox_ray.stages.saving import save_model
 from unidetox_ray.stages.stepper import DeepSpeedStepper
+
+#: What a probed job has measured so far; in its manifest once it is done.
+MEASURED = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,9 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     start, log = checkpoints.restore(stepper.engine, folder, job.key, Log())
     seconds_before = float(sum(checkpoints.seconds(folder, job.key)))
     marks: list[tuple[int, float]] = []
-    measured: list[dict[str, Any]] = []
+    # Of an attempt that was cut short: what it measured before the checkpoint that this one starts from.
+    stored = read_json(folder / MEASURED) if start and (folder / MEASURED).exists() else []
+    measured: list[dict[str, Any]] = [each for each in stored if each["step"] <= start]
 
     def on_progress(done: int, current: Log) -> None:
         marks.append((done, time.perf_counter()))
@@ -183,10 +191,6 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     )
 
     def on_stop(done: int, current: Log) -> None:
-        if done in checkpoint_at:
-            checkpoints.save(
-                stepper.engine, folder, job.key, done, current, time.perf_counter() - started + seconds_before
-            )
         if done in probe_at and job.probe is not None:
             from unidetox_ray.stages.probe import measure
 
@@ -196,7 +200,13 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             values = {"step": done, "loss": current.loss[-1], **numbers}
             stepper.engine.module.train()
             measured.append(values)
+            if rank == 0:
+                write_json(folder / MEASURED, measured)
             report(values)
+        if done in checkpoint_at:  # last: what starts from it must not lack a measurement
+            checkpoints.save(
+                stepper.engine, folder, job.key, done, current, time.perf_counter() - started + seconds_before
+            )
 
     training_started = time.perf_counter()
     train(
@@ -219,7 +229,8 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
         if job.probe is None:
             write_text(folder / "README.md", model_card(job.settings, counts, base=job.model["name"]))
         checkpoints.clear(folder)
-        (folder / "progress.json").unlink(missing_ok=True)
+        for name in ("progress.json", MEASURED):
+            (folder / name).unlink(missing_ok=True)
         write_manifest(
             folder, stage="train", key=job.key, seconds=time.perf_counter() - started, config=job.config, inputs=job.inputs,
             counts={"expected": counts["texts"], "ok": counts["texts"] - counts["too_short"], "failed": counts["too_short"]},
@@ -372,19 +383,24 @@ def group_trainer(
 
 
 def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: Path) -> list[Outcome]:
-    """Run a group's jobs to the end of all of them. A job that brings the group down is failed; those behind it go on."""
+    """Run a group's jobs to the end of all of them. A job that brings the group down is failed; those behind it go on.
+
+    A job whose worker died is tried again, from its last checkpoint, `cluster.max_restarts` times.
+    """
     outcomes: dict[str, Outcome] = {}
     waiting = list(jobs)
+    deaths: Counter[str] = Counter()
     while waiting:
         error: str | None = None
         kind: type[UnidetoxError] = StageError
+        dead = False
         try:
             if any(finished(Path(job.folder), job.key) is None for job in waiting):
                 group_trainer(name, waiting, cluster, storage).fit()
         except (
             Exception
         ) as problem:  # whatever Ray raises for whatever the worker did: it becomes the job's error
-            error, kind = failure(problem)
+            (error, kind), dead = failure(problem), died(problem)
         still = []
         for job in waiting:
             manifest = finished(Path(job.folder), job.key)
@@ -392,6 +408,11 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
                 outcomes[job.name] = Outcome(job.name, manifest=manifest)
             else:
                 still.append(job)
+        if still and dead:
+            deaths[still[0].name] += 1
+            if deaths[still[0].name] <= cluster.max_restarts:
+                waiting = still
+                continue
         if still and error is None:
             error = "the training ended without a result"
         if still:

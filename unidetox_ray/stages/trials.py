@@ -27,6 +27,7 @@ from unidetox_ray.artifacts import (
 )
 from unidetox_ray.errors import UnidetoxError
 from unidetox_ray.stages.context import Context
+from unidetox_ray.stages.deaths import died
 from unidetox_ray.stages.opening import OpenModel
 
 TRIAL = "trial.json"
@@ -93,10 +94,28 @@ def measure_trial(trial: dict[str, Any], models: OpenModel, device: str) -> Mani
 def run_measurements(
     context: Context, trials: Sequence[dict[str, Any]], name: str, max_concurrent: int | None
 ) -> dict[str, str]:
-    """Measure the trials that are not finished as the Tune run `name`; returns the errors by trial folder."""
+    """Measure the trials that are not finished as the Tune run `name`; returns the errors by trial folder.
+
+    A trial whose process died is tried again `cluster.max_restarts` times.
+    """
     waiting = [trial for trial in trials if finished(Path(trial["folder"]), trial["key"]) is None]
-    if not waiting:
-        return {}
+    errors: dict[str, str] = {}
+    for attempt in range(context.experiment.cluster.max_restarts + 1):
+        if not waiting:
+            break
+        found, dead = _tune(context, waiting, f"{name}-{attempt}", max_concurrent)
+        errors = {
+            folder: text for folder, text in errors.items() if folder not in {t["folder"] for t in waiting}
+        }
+        errors |= found
+        waiting = [trial for trial in waiting if trial["folder"] in dead]
+    return errors
+
+
+def _tune(
+    context: Context, waiting: Sequence[dict[str, Any]], name: str, max_concurrent: int | None
+) -> tuple[dict[str, str], set[str]]:
+    """One Tune run: the errors by trial folder, and the folders of those whose process died."""
     context.connect()
     from unidetox_ray.stages.cluster import gpus_per_actor
     from unidetox_ray.stages.training import failure
@@ -122,10 +141,13 @@ def run_measurements(
 
     with polled(context, "tuning", "trials", len(waiting), done):
         results = tuner.fit()
-    errors = {}
+    errors, dead = {}, set()
     for index in range(len(results)):
         result = results[index]
+        folder_text = str((result.config or {})["trial"])
         said = failure(result.error)[0] if result.error is not None else (result.metrics or {}).get("error")
         if said:
-            errors[str((result.config or {})["trial"])] = str(said)
-    return errors
+            errors[folder_text] = str(said)
+        if died(result.error):
+            dead.add(folder_text)
+    return errors, dead
