@@ -89,7 +89,10 @@ class MethodEntry(Section):
     """One column of the comparison: a registered method, its settings, and the label results carry."""
 
     method: str
-    label: Annotated[str, Field(pattern=_NAME, max_length=60)]
+    label: Annotated[
+        str, Field(pattern=_NAME, max_length=60, default_factory=lambda found: found.get("method", ""))
+    ]
+    """Name of its cells and columns; the method's own where none is given."""
     settings: dict[str, Any] = Field(default_factory=dict)
     tune: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_values)]] = Field(default_factory=dict)
     """Values to try of each setting; every combination is a trial. Corpus methods: `steps` and `lr` of the fine-tuning."""
@@ -110,11 +113,7 @@ class MethodEntry(Section):
 
 
 def _method(value: Any) -> Any:
-    if isinstance(value, str):
-        value = {"method": value}
-    if isinstance(value, Mapping) and "method" in value:
-        value = {"label": value["method"], **value}
-    return value
+    return {"method": value} if isinstance(value, str) else value
 
 
 class Experiment(Section):

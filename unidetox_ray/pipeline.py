@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import polars as pl
 from unidetox_ray import registry
 from unidetox_ray.artifacts import Manifest, RunFolder, write_corpus_csv, write_json, write_text
 from unidetox_ray.config import Experiment, to_yaml
-from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED
+from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED, StageError, UnidetoxError
 from unidetox_ray.locking import only_writer
 from unidetox_ray.records import Recorder, open_recorder
 from unidetox_ray.remote import mirror_of
@@ -29,6 +30,9 @@ from unidetox_ray.stages.cells import Cell, cells_of, steer, tuned_pairs
 from unidetox_ray.stages.context import Context, Display, Silent
 from unidetox_ray.stages.copies import Copies
 from unidetox_ray.stages.needs import needed
+
+#: Bytes; with less than this free, a failure is most likely the disk's.
+_FULL = 4 << 20
 
 Stage = Literal["models", "toxic", "corpus", "search", "finetune", "generate", "score", "report"]
 STAGES: tuple[Stage, ...] = ("models", "toxic", "corpus", "search", "finetune", "generate", "score", "report")
@@ -62,8 +66,32 @@ def run(
     cache = Path(experiment.cache) if experiment.cache else None
     storage, mirror = mirror_of(experiment.storage, experiment.name)
     folder = RunFolder(storage, experiment.name, cache)
-    with only_writer(folder.root, f"the run {experiment.name!r}"):
+    with storage_errors(folder.root), only_writer(folder.root, f"the run {experiment.name!r}"):
         return _run(Context(experiment, folder, display or Silent(), mirror=mirror), until, fresh, started)
+
+
+@contextmanager
+def storage_errors(root: Path) -> Iterator[None]:
+    """What a full or vanished storage makes fail, in one line that says so: libraries tell it in words of their own, or none."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or root
+        raise StageError(
+            f"storage: {where}: {error.strerror or error}; the same command goes on from here once it can be written"
+        ) from error
+    except UnidetoxError as error:
+        lack = _lack(root)
+        if lack is None:
+            raise
+        raise type(error)(f"{error}; {lack} ({root}); the same command goes on from here") from error
+
+
+def _lack(root: Path) -> str | None:
+    try:
+        return "No space left on the storage" if shutil.disk_usage(root).free < _FULL else None
+    except OSError:
+        return "the storage is gone"
 
 
 def _run(context: Context, until: Stage, fresh: bool, started: float) -> Result:
@@ -257,6 +285,8 @@ def show_corpora(context: Context, corpora: dict[str, tuple[Path, Manifest]]) ->
 def link(source: Path, target: Path) -> None:
     """`target` shows `source`: a hard link where the file system has them, else a copy; replaced atomically."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if target.exists() and target.samefile(source):
+        return  # renaming one name of a file to another of its names does nothing, and would leave the temporary one
     temporary = target.with_name(f".{target.name}.new")
     temporary.unlink(missing_ok=True)
     try:

@@ -75,8 +75,10 @@ class Driver:
         self.log = self.path.with_suffix(f".{time.monotonic_ns()}.log")
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=self.path.parent
-            )
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=self.path.parent,
+                # A shell that starts tests in the background has them ignore Ctrl-C, and they would hand that on.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -133,7 +135,7 @@ def run(path: Path, *arguments: str, **environment: str) -> Driver:
     return driver
 
 
-def gone(processes: list[psutil.Process], within: float = 30.0) -> list[psutil.Process]:
+def gone(processes: list[psutil.Process], within: float = 90.0) -> list[psutil.Process]:
     """Those that still run after `within` seconds."""
     _, alive = psutil.wait_procs(processes, timeout=within)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

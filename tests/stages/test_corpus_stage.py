@@ -71,7 +71,7 @@ def test_corpora_of_one_pool_are_those_of_pools_of_their_own(samples, models, ma
     context = make_context("shared", *SMALL, "cluster.corpus_actors=2")
     spent = corpus.sample_together(context, [SAMPLES, UNIDETOX], base, toxic)
     assert set(spent) == {"samples", "unidetox"} and min(spent.values()) > 0
-    folder, same = corpus.run(context, SAMPLES, base, toxic, spent["samples"])
+    folder, same = corpus.run(context, SAMPLES, base, toxic, spent=spent["samples"])
     assert same.key == manifest.key and same.seconds >= spent["samples"]
     assert (folder / "corpus.parquet").read_bytes() == (alone / "corpus.parquet").read_bytes()
     # What is left is one corpus, which waits for nothing: its parts lie there.

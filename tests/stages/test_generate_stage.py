@@ -70,7 +70,7 @@ def test_no_model_at_all_is_an_error(ray_session, given, make_context):
     context = make_context(
         "run", "evaluate.continuations=2", "evaluate.max_new_tokens=4", "evaluate.runs=1", limit=4
     )
-    with pytest.raises(StageError, match="no model could be opened; model not opened: loose"):
+    with pytest.raises(StageError, match="no cell gave a text; model not opened: loose"):
         generate.run(context, cells(context.experiment, handle))
     dead = cells(context.experiment, handle)
     dead[0].model = None
