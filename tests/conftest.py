@@ -32,3 +32,9 @@ def shared_root() -> Path:
     if not (place / "data").is_dir():
         pytest.skip(f"no real data at {place}/data (set UNIDETOX_SHARED)")
     return place
+
+
+def pytest_addoption(parser):
+    """How many random schedules of faults `tests/faults/test_chaos.py` goes through, and which."""
+    parser.addoption("--seeds", type=int, default=20, help="chaos: how many seeds")
+    parser.addoption("--first-seed", type=int, default=0, help="chaos: the first seed")
