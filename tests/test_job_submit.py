@@ -138,6 +138,7 @@ def status(head, name: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_submitted_experiment_succeeds_and_leaves_its_results(head, working_dir, tmp_path):
     storage = tmp_path / "stored"
     done = submit(

@@ -259,6 +259,7 @@ def test_the_same_command_again_reuses_everything_and_starts_no_ray(first, root)
     assert [name for run in runs for name in run.data.tags if name.startswith("unidetox.changed")] == []
 
 
+@pytest.mark.long
 def test_a_family_that_cannot_be_opened_fails_alone(first, root):
     assert first
     path = experiment_file(
