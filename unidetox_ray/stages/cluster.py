@@ -27,6 +27,8 @@ _DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Tune would take Ctrl-C for itself, end its trials as if they had failed, and keep the signal for the stages after it.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Tune's own CSV, JSON and TensorBoard files lie in a folder that goes with the run; importing the last costs a second.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
