@@ -491,8 +491,11 @@ def main() -> NoReturn:
     try:
         if (why := secrecy.refused_argument(sys.argv[1:])) is not None:
             raise ConfigError(why)
-        app(standalone_mode=False)
-        code: Any = 0
+        # typer turns Ctrl-C into a returned exit code of its own.
+        left = app(standalone_mode=False)
+        code: Any = left if isinstance(left, int) else 0
+        if code == 130:
+            typer.echo("unidetox: interrupted; the same command goes on from here", err=True)
     except UnidetoxError as error:
         if os.environ.get("UNIDETOX_DEBUG"):
             raise
