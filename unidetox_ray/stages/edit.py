@@ -30,6 +30,7 @@ from unidetox_ray.stages.context import Context, absolute
 from unidetox_ray.stages.copies import Copies
 from unidetox_ray.stages.models import Handle, handle_of
 from unidetox_ray.stages.needs import method_of
+from unidetox_ray.stages.tasks import Task, run_tasks
 
 #: Gap that is accepted between the norm of a saved edit and what the method fixes: fp32 rounding of single values.
 _TOLERANCE = 1e-3
@@ -123,26 +124,16 @@ def settings_of(task: dict[str, Any]) -> dict[str, Any]:
 def _edit(context: Context, tasks: list[dict[str, Any]]) -> dict[str, str]:
     """Errors by cell."""
     context.connect()
-    import ray
-
-    from unidetox_ray.stages.training import failure
-
-    remote = ray.remote(num_cpus=1, max_retries=1)(edit_model)
-    threads = context.experiment.cluster.threads
-    pending = {remote.remote(json.dumps({**task, "threads": threads})): task for task in tasks}
     errors: dict[str, str] = {}
-    with context.display.task("editing weights", "models") as advance:
-        advance(0, len(tasks))
-        total = len(tasks)
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1)
-            for reference in ready:
-                task = pending.pop(reference)
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    errors[task["cell"]] = f"edit: {failure(error)[0]}"
-                advance(total - len(pending), total)
+
+    def failed(task: Task, text: str, _kind: type[UnidetoxError]) -> None:
+        errors[task["cell"]] = f"edit: {text}"
+
+    threads = context.experiment.cluster.threads
+    run_tasks(
+        context, edit_model, [{**task, "threads": threads} for task in tasks], failed,
+        label="editing weights", unit="models",
+    )  # fmt: skip
     return errors
 
 

@@ -33,6 +33,7 @@ from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.needs import method_of
+from unidetox_ray.stages.tasks import Task, run_tasks
 
 #: The data that fits learn from.
 ROLES = ("toxic", "clean")
@@ -144,28 +145,17 @@ def _fit_all(context: Context, tasks: Sequence[dict[str, Any]]) -> dict[str, Uni
     """Errors by key."""
     texts = _texts(context)
     context.connect()
-    import ray
-
     from unidetox_ray.stages.cluster import gpus_per_actor
-    from unidetox_ray.stages.training import failure
 
-    gpus = gpus_per_actor(context.experiment.cluster)
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(fit_model)
-    pending = {remote.remote(json.dumps({**task, "texts": texts})): task for task in tasks}
     errors: dict[str, UnidetoxError] = {}
-    with context.display.task("fitting what steers", "fits") as advance:
-        total = len(tasks)
-        advance(0, total)
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1)
-            for reference in ready:
-                task = pending.pop(reference)
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayError as problem:
-                    text, kind = failure(problem)
-                    errors[task["key"]] = kind(f"fits: {task['name']}: {text}")
-                advance(total - len(pending), total)
+
+    def failed(task: Task, text: str, kind: type[UnidetoxError]) -> None:
+        errors[task["key"]] = kind(f"fits: {task['name']}: {text}")
+
+    run_tasks(
+        context, fit_model, [{**task, "texts": texts} for task in tasks], failed,
+        label="fitting what steers", unit="fits", gpus=gpus_per_actor(context.experiment.cluster),
+    )  # fmt: skip
     for path in texts.values():
         Path(path).unlink(missing_ok=True)
     return errors

@@ -22,10 +22,11 @@ from unidetox_ray.artifacts import (
     write_parquet,
 )
 from unidetox_ray.config import digest
-from unidetox_ray.errors import ModelError, StageError
+from unidetox_ray.errors import ModelError, StageError, UnidetoxError
 from unidetox_ray.locking import turn
 from unidetox_ray.settings import ModelRef, ScorerRef, ScratchSection
 from unidetox_ray.stages.context import Context, absolute
+from unidetox_ray.stages.tasks import Task, run_tasks
 
 Handle = dict[str, Any]
 """{path, revision, key, family, name}: enough to open a model anywhere."""
@@ -142,8 +143,6 @@ def _classifier_task(context: Context, scorer: ScorerRef) -> dict[str, Any]:
 
 def _train(context: Context, tasks: list[dict[str, Any]]) -> None:
     context.connect()
-    import ray
-
     from unidetox_ray.stages.cluster import has_gpus
 
     texts: dict[str, str] = {}
@@ -155,28 +154,16 @@ def _train(context: Context, tasks: list[dict[str, Any]]) -> None:
             texts[name] = str(path)
         task["texts"] = texts[name]
         del task["tables"]
-    remote = ray.remote(num_cpus=1, num_gpus=0.25 if has_gpus() else 0, max_retries=1)(train_scratch)
-    # The longest first: the classifier is the odd one out and starts last.
-    pending = {
-        remote.remote(json.dumps({**task, "threads": context.experiment.cluster.threads})): task
-        for task in tasks
-    }
-    with context.display.task("models (first use)", "models") as advance:
-        done = 0
-        advance(0, len(tasks))
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1)
-            for reference in ready:
-                task = pending.pop(reference)
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    from unidetox_ray.stages.training import failure
 
-                    text, kind = failure(error)
-                    raise kind(f"models: training {task['name']} from scratch failed: {text}") from error
-                done += 1
-                advance(done, len(tasks))
+    def failed(task: Task, text: str, kind: type[UnidetoxError]) -> None:
+        raise kind(f"models: training {task['name']} from scratch failed: {text}")
+
+    # The longest first: the classifier is the odd one out and starts last.
+    threads = context.experiment.cluster.threads
+    run_tasks(
+        context, train_scratch, [{**task, "threads": threads} for task in tasks], failed,
+        label="models (first use)", unit="models", gpus=0.25 if has_gpus() else 0.0,
+    )  # fmt: skip
     for text_file in texts.values():
         Path(text_file).unlink(missing_ok=True)
 
