@@ -15,7 +15,7 @@ import pytest
 from unidetox_ray import registry, yaml_file
 from unidetox_ray.config import load
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 VERBS = (
     "bench",

@@ -1,0 +1,125 @@
+"""Verbs that show what is there: names, the schema, speed, the tracked runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unidetox_ray import registry
+from unidetox_ray.cli.app import app
+from unidetox_ray.cli.options import Json
+
+
+@app.command("ls")
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="families, methods, metrics or datasets.")],
+    as_json: Json = False,
+) -> None:
+    """What is registered under a kind."""
+    found = {name: about(registry.lookup(kind, name)) for name in registry.names(kind)}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        width = max(map(len, found))
+        typer.echo("\n".join(f"{name:<{width}}  {about}" for name, about in found.items()))
+
+
+def about(thing: Any) -> str:
+    for attribute in ("summary", "description", "hub_id", "citation", "licence"):
+        value = getattr(thing, attribute, None)
+        if value:
+            return str(value)
+    return ""
+
+
+@app.command()
+def schema() -> None:
+    """JSON schema of the experiment file, for editors."""
+    from unidetox_ray.config import Experiment
+
+    typer.echo(json.dumps(Experiment.model_json_schema(), indent=1))
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="decode, generate, score, finetune or pipeline.")
+    ],
+    as_json: Json = False,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Shape of the models: tiny, gpt2, gpt2-xl or 7b.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="fp32 or bf16; default: fp32 on a CPU, bf16 on a GPU.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Rows in a batch; score: padded tokens.")
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option("--texts", help="Sequences, prompts, texts or rows; pipeline: --limit.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="New tokens a sequence; finetune: tokens a row.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Timed runs of each side; the fastest counts.")
+    ] = 3,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds after which a side is not run again.")
+    ] = 30.0,
+    threads: Annotated[int | None, typer.Option("--threads", help="torch threads on the CPU.")] = None,
+    plain: Annotated[bool, typer.Option("--plain/--no-plain", help="Run the plain loop too.")] = True,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What score measures: toxicity, perplexity or mmlu.")
+    ] = "toxicity",
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="Experiment file of pipeline.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Where pipeline keeps its pre-trained models.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option("--actors", help="How many things pipeline lets Ray do at once.")
+    ] = None,
+) -> None:
+    """Speed on this machine, against the plain loop and the hardware's limit. Random weights: no download."""
+    from unidetox_ray.bench.options import Options
+    from unidetox_ray.bench.verb import report
+
+    options = Options(
+        size=size, device=device, dtype=dtype, batch=batch, texts=texts, tokens=tokens, repeats=repeats, patience=patience,
+        threads=threads, plain=plain, kind=kind, experiment=experiment, cache=cache, actors=actors,
+    )  # fmt: skip
+    typer.echo(report(name, options, as_json=as_json))
+
+
+@app.command()
+def ui(
+    uri: Annotated[
+        str | None,
+        typer.Option("--uri", help="Tracking store; default: mlruns/mlflow.db under the current folder."),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="Open on this experiment's runs.")
+    ] = None,
+) -> None:
+    """The MLflow pages on loopback, until Ctrl-C."""
+    import subprocess
+
+    from unidetox_ray.tracking import ui_command, ui_environment, ui_url
+
+    store = uri or f"sqlite:///{Path('mlruns/mlflow.db').absolute()}"
+    typer.echo(f"MLflow: {ui_url(store, experiment, port)}", err=True)
+    raise typer.Exit(
+        subprocess.run(
+            ui_command(store, port), env={**os.environ, **ui_environment()}, check=False
+        ).returncode
+    )
