@@ -78,7 +78,7 @@ def test_a_row_that_kills_every_worker_costs_itself_alone(undisturbed, tmp_path)
     environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}", "POISON": poison}
     path = begun(
         undisturbed, tmp_path / "poison", ("stages/generate", "stages/score"),
-        cluster={"num_cpus": 2, "prompts_per_order": 6, "max_restarts": 1},
+        cluster={"num_cpus": 2, "prompts_per_order": 2, "max_restarts": 1},
     )  # fmt: skip
     driver = Driver(path, environment=environment)
     assert driver.wait() == 0, driver.output
