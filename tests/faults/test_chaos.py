@@ -44,6 +44,7 @@ def strike(driver: Driver, chance: random.Random) -> str:
     return title
 
 
+@pytest.mark.brief
 def test_a_random_schedule_of_kills(seed, undisturbed, tmp_path):
     """Every fourth schedule strikes a whole run, the others one that has two of its stages still to do."""
     chance, hits = random.Random(seed), []

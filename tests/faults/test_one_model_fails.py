@@ -60,6 +60,7 @@ def broken_models(cache: Path, root: Path) -> dict[str, str]:
     return {name: str(folder) for name, folder in folders.items()}
 
 
+@pytest.mark.brief
 def test_models_that_fail_cost_their_own_cells_alone(tmp_path, undisturbed):
     cache = undisturbed.parents[2] / "cache"
     folders = broken_models(cache, tmp_path)

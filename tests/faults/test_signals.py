@@ -17,6 +17,7 @@ def statuses(root) -> set[str]:
         return {status for (status,) in database.execute("SELECT status FROM runs")}
 
 
+@pytest.mark.brief
 def test_signals_end_everything_and_the_same_command_goes_on(tmp_path, undisturbed):
     path = begun(undisturbed, tmp_path, ("models/gpt2-unidetox", "stages/generate", "stages/score"))
     for number, code, stage in (
@@ -36,6 +37,7 @@ def test_signals_end_everything_and_the_same_command_goes_on(tmp_path, undisturb
     assert leftovers(driver.folder) == []
 
 
+@pytest.mark.brief
 def test_two_submissions_of_one_run(tmp_path, undisturbed):
     first = Driver(begun(undisturbed, tmp_path, ("stages/generate",)))
     first.until(MOMENTS["stages/generate"])

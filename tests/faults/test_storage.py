@@ -50,6 +50,7 @@ def test_a_full_disk_is_one_line_and_more_space_is_enough(mounted, tmp_path, pla
     assert leftovers(driver.folder) == []
 
 
+@pytest.mark.brief
 def test_a_read_only_storage_is_refused_in_one_line(mounted, tmp_path, place):
     disk = mounted("disk", 4096)
     path = experiment(tmp_path / "fixed", storage=str(disk), cache=str(place / "cache"))

@@ -71,6 +71,7 @@ def test_a_worker_killed_in_every_stage_is_replaced_and_the_run_ends_with_the_sa
     assert leftovers(driver.folder) == []
 
 
+@pytest.mark.brief
 def test_a_row_that_kills_every_worker_costs_itself_alone(undisturbed, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(POISON)
     prompts = pl.read_parquet(undisturbed / "generations.parquet")["prompt_id"].unique(maintain_order=True)
