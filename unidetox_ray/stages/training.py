@@ -93,6 +93,7 @@ def loop_settings(section: ToxicSection | FinetuneSection, *, steps: int, seed: 
         pad_to=section.pad_to,
         compile=section.compile,
         pack_to=section.max_length if section.packing else 0,
+        micro_batch=section.micro_batch,
     )
 
 
@@ -151,6 +152,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     from unidetox_ray.core.flops import Pace, parameters_of
     from unidetox_ray.core.loop import Log, train
     from unidetox_ray.families.loading import load_model, load_tokenizer, special_ids
+    from unidetox_ray.families.supported import refuse_not_causal
     from unidetox_ray.stages import checkpoints
 
     started = time.perf_counter()
@@ -163,6 +165,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     if job.dropout is not None:
         set_dropout(model, job.dropout)
     refuse_adapted(model, job)
+    refuse_not_causal(model, job.model["name"])
     if job.adapter is not None:
         model = with_adapter(model, job.adapter, settings.seed)
     rows, counts = rows_of(job, tokenizer, ids.eos)
@@ -313,17 +316,16 @@ def unwrapped(model: Any) -> Any:
 
 
 def with_lora(model: Any, settings: dict[str, Any]) -> Any:
-    """Low-rank adapters (Hu et al. 2021) on the family's own target modules, through peft."""
+    """Low-rank adapters (Hu et al. 2021) on the model's linear layers (`families.targets`), through peft."""
     import peft
 
-    from unidetox_ray.families.loading import family_of
+    from unidetox_ray.families.targets import lora_targets
 
-    targets = list(family_of(model.config).adapter_targets)
     config = peft.LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
-        target_modules=targets,
+        target_modules=lora_targets(model),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config)
