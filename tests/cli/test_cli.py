@@ -26,6 +26,7 @@ VERBS = (
     "generate",
     "score",
     "content",
+    "detoxify",
     "report",
     "convert",
     "export",

@@ -168,6 +168,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     refuse_not_causal(model, job.model["name"])
     if job.adapter is not None:
         model = with_adapter(model, job.adapter, settings.seed)
+    targets = adapted_layers(model)
     rows, counts = rows_of(job, tokenizer, ids.eos)
     if not rows:
         raise StageError(f"{job.name}: no text of {job.texts} holds two tokens; nothing to train on")
@@ -221,7 +222,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
         with stepper.blocks.paused():
             save_model(
                 stepper.engine, model, tokenizer, folder, rows[:2], rank,
-                adapter=None if job.adapter is None else job.adapter["kind"], base=job.model,
+                adapter=job.adapter, base=job.model,
             )  # fmt: skip
     if rank == 0:
         write_log(folder, log, training_seconds)
@@ -240,7 +241,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             extra={
                 "name": job.name, "family": job.family, "texts": counts, "steps": settings.steps, "measured": measured,
                 "train_seconds": round(training_seconds + seconds_before, 3), "train_tokens": sum(log.tokens),
-                "trainable_parameters": weights.trainable,
+                "trainable_parameters": weights.trainable, "adapter_targets": targets,
                 "final_loss": log.loss[-1], "device": device, "world_size": world, "resumed_at": start, "speed": speed,
             },
         )  # fmt: skip
@@ -307,6 +308,12 @@ def with_adapter(model: Any, adapter: dict[str, Any], seed: int) -> Any:
     from unidetox_ray.families.bottleneck import with_bottlenecks
 
     return with_bottlenecks(model, size=adapter["size"], seed=seed)
+
+
+def adapted_layers(model: Any) -> list[str] | None:
+    """What peft put adapters on, names as in its config; None for a model without its adapters."""
+    found = getattr(model, "peft_config", None)
+    return None if found is None else sorted(found["default"].target_modules)
 
 
 def unwrapped(model: Any) -> Any:
