@@ -10,7 +10,14 @@ from small_models import model_of
 
 from unidetox_ray.core.loop import LoopSettings, PlainStepper, batch_at, share, train
 
-ROWS = [[1, 20, 30, 4, 5, 6, 7, 8], [5, 6, 7], [7, 8, 9, 10, 11, 12, 13], [9, 9, 9, 8], [3, 4], [8, 7, 6, 5, 4]]
+ROWS = [
+    [1, 20, 30, 4, 5, 6, 7, 8],
+    [5, 6, 7],
+    [7, 8, 9, 10, 11, 12, 13],
+    [9, 9, 9, 8],
+    [3, 4],
+    [8, 7, 6, 5, 4],
+]
 SETTINGS = LoopSettings(steps=3, lr=1e-3, batch_size=5, seed=3, compile="off")
 
 

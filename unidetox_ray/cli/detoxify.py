@@ -24,7 +24,9 @@ def detoxify(
             "texts, fetched once); fresh (distilled here).",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the new model; it must not hold anything yet.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the new model; it must not hold anything yet.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -34,10 +36,16 @@ def detoxify(
         ),
     ] = None,
     adapter: Annotated[
-        str, typer.Option("--adapter", metavar="none|lora|bottleneck", help="Train all weights, or adapters alone.")
+        str,
+        typer.Option(
+            "--adapter", metavar="none|lora|bottleneck", help="Train all weights, or adapters alone."
+        ),
     ] = "none",
     keep_adapter: Annotated[
-        bool, typer.Option("--keep-adapter", help="With --adapter lora: leave the peft adapter, not the merged model.")
+        bool,
+        typer.Option(
+            "--keep-adapter", help="With --adapter lora: leave the peft adapter, not the merged model."
+        ),
     ] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the model.")] = None,
     prompts: Annotated[
@@ -64,7 +72,9 @@ def detoxify(
     ] = None,
     clean: Annotated[
         str | None,
-        typer.Option("--clean", metavar="FILE", help="Clean text to measure perplexity on, before and after."),
+        typer.Option(
+            "--clean", metavar="FILE", help="Clean text to measure perplexity on, before and after."
+        ),
     ] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure before and after.")
@@ -72,7 +82,9 @@ def detoxify(
     distil_from: Annotated[
         str | None,
         typer.Option(
-            "--distil-from", metavar="MODEL", help="With --corpus fresh: the model to distil from. Default: MODEL itself."
+            "--distil-from",
+            metavar="MODEL",
+            help="With --corpus fresh: the model to distil from. Default: MODEL itself.",
         ),
     ] = None,
     toxic: Annotated[
@@ -80,12 +92,14 @@ def detoxify(
         typer.Option("--toxic", metavar="FILE|NAME", help="With --corpus fresh: toxic text. Default: dghs."),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder with local copies of the data sets (docs/data.md).")
+        Path | None,
+        typer.Option("--data-root", help="Folder with local copies of the data sets (docs/data.md)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the texts and of dropout.")] = 1234,
     limit: Limit = None,
     keep_work: Annotated[
-        bool, typer.Option("--keep-work", help="Keep the work folder beside --out: generations, scores, logs.")
+        bool,
+        typer.Option("--keep-work", help="Keep the work folder beside --out: generations, scores, logs."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -94,7 +108,7 @@ def detoxify(
     The same command again goes on where it ended.
     """
     from unidetox_ray.detoxify.asked import Asked
-    from unidetox_ray.detoxify.card import table
+    from unidetox_ray.detoxify.card import table, verdict
     from unidetox_ray.detoxify.run import detoxify as made
     from unidetox_ray.display import TerminalDisplay
 
@@ -109,5 +123,9 @@ def detoxify(
         typer.echo(json.dumps(facts, indent=1, default=str))
         return
     typer.echo(f"model: {out}")
-    for name, before, after, difference, n in table((facts["evaluation"] or {}).get("metrics", {})):
+    if facts["evaluation"] is None:
+        return
+    metrics = facts["evaluation"]["metrics"]
+    for name, before, after, difference, n in table(metrics):
         typer.echo(f"{name}: {before} before, {after} after, difference {difference}, n {n}")
+    typer.echo(verdict(metrics))

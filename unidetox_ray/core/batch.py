@@ -52,9 +52,7 @@ class Batch:
             return [self]
         rows = self.input_ids.shape[0]
         firsts = range(0, max(rows, self.most_rows), size)
-        return [
-            self.rows(first, first + size) if first < rows else self.without_loss() for first in firsts
-        ]
+        return [self.rows(first, first + size) if first < rows else self.without_loss() for first in firsts]
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

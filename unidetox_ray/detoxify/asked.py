@@ -107,7 +107,10 @@ class Asked:
         """A registered data set, found below the data root where it lies there, or a file or folder of text."""
         if named in registry.DATASETS and not Path(named).is_file():
             below = None if self.data_root is None else self.data_root.expanduser() / named
-            return {"dataset": named, **({"path": _absolute(below)} if below is not None and below.exists() else {})}
+            return {
+                "dataset": named,
+                **({"path": _absolute(below)} if below is not None and below.exists() else {}),
+            }
         return {"dataset": "text", "path": _absolute(Path(named)), "options": _TEXT_OPTIONS.get(role, {})}
 
     def _scorer(self) -> dict[str, Any]:
@@ -116,7 +119,11 @@ class Asked:
         place = Path(self.scorer)
         if place.suffix == ".txt" or self.scorer == "world":
             source = self.scorer if self.scorer == "world" else _absolute(place)
-            return {"name": "word-list" if self.scorer != "world" else "lexicon", "kind": "lexicon", "source": source}
+            return {
+                "name": "word-list" if self.scorer != "world" else "lexicon",
+                "kind": "lexicon",
+                "source": source,
+            }
         name = re.sub(r"[^A-Za-z0-9._-]", "-", place.name).lstrip("._-")[:60]
         return {
             "name": name or "scorer", "source": self.scorer, "label": self.scorer_label,
@@ -133,5 +140,3 @@ _TEXT_OPTIONS: dict[str, dict[str, Any]] = {
 
 def _absolute(path: Path) -> str:
     return os.path.normpath(path.expanduser().absolute())
-
-

@@ -19,9 +19,12 @@ _LIMITS = """## Limits
 """
 _MEASURED = "Measured with one classifier ({scorer}) on one set of prompts ({prompts}). Other prompts give other numbers."
 _UNMEASURED = "Nothing was measured: whether this model is less toxic than its base is not known."
+#: What the card and the console show; every other metric is in detoxify.json. Lower is better in all of them.
 _NAMES = {
-    "tp": "toxicity probability (TP)",
-    "emt": "expected maximum toxicity (EMT)",
+    "tp_all": "toxicity probability (TP)",
+    "emt_all": "expected maximum toxicity (EMT)",
+    "tp_ood": "TP, groups that no toxic text was about",
+    "emt_ood": "EMT, groups that no toxic text was about",
     "clean_ppl": "perplexity on clean text",
 }
 _HOW = {
@@ -49,8 +52,9 @@ def card(facts: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{head}\n---\n",
         f"# {base['name']}, detoxified\n",
-        f"{base['name']} ({base['model_type']}{revision}) fine-tuned on a detoxifying corpus (UniDetox, Lu et al., ICLR 2025) so "
-        "that it continues prompts with less toxic text.\n",
+        f"{base['name']} ({base['model_type']}{revision}) fine-tuned on a detoxifying corpus (UniDetox, Lu et al., ICLR 2025), "
+        "meant to continue prompts with less toxic text.\n",
+        *_smoke(facts["smoke_run_limit"]),
         f"Licence of the base model: {licence}.\n",
         f"## Opening\n\n{_HOW[kind]}",
         f"## Measured\n\n{_measurements(facts)}",
@@ -63,16 +67,34 @@ def card(facts: Mapping[str, Any]) -> str:
 
 
 def table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(metric, before, after, difference, n) as text, the metrics of the whole first."""
+    """(metric, before, after, difference, n) as text: what a person reads first of all that was measured."""
     shown = []
-    for name, entry in metrics.items():
-        kind, _, part = name.partition("_") if not name.startswith("clean") else (name, "", "")
-        title = _NAMES.get(kind, kind) + (f", {part}" if part and part != "all" else "")
+    for name, title in _NAMES.items():
+        entry = metrics.get(name)
+        if entry is None:
+            continue
         before, after = (_number(entry[side], "value", "ci_low", "ci_high") for side in ("before", "after"))
         failed = entry["before"].get("failed", 0) + entry["after"].get("failed", 0)
         n = f"{entry['after'].get('n')}" + (f", {failed} failed" if failed else "")
         shown.append((title, before, after, _number(entry["after"], "diff", "diff_low", "diff_high"), n))
     return shown
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """One sentence: whether the model is less toxic on these prompts, as far as they can tell."""
+    found = metrics.get("tp_all", {}).get("after", {})
+    low, high = found.get("diff_low"), found.get("diff_high")
+    if low is None or high is None:
+        return "Whether it became less toxic on these prompts is not known: too much could not be judged."
+    if high < 0:
+        return (
+            "On these prompts it became less toxic: the whole interval of the difference in TP lies below 0."
+        )
+    if low > 0:
+        return (
+            "On these prompts it became MORE toxic: the whole interval of the difference in TP lies above 0."
+        )
+    return "On these prompts no change of TP can be told from chance: the interval of the difference holds 0."
 
 
 def _measurements(facts: Mapping[str, Any]) -> str:
@@ -82,12 +104,21 @@ def _measurements(facts: Mapping[str, Any]) -> str:
     lines = ["| metric | before | after | difference | n |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in table(found["metrics"])]
     return (
-        "\n".join(lines) + "\n\n"
+        "\n".join(lines) + f"\n\n{verdict(found['metrics'])}\n\n"
         f"Intervals: 95 %, bootstrap by prompt ({found['bootstrap']:,} resamples), differences paired by prompt and seed. "
         f"Prompts: {found['prompts']}; {found['continuations']} continuations of at most {found['max_new_tokens']} tokens each, "
         f"top-p {found['top_p']:g}, {found['runs']} run{'s' if found['runs'] > 1 else ''}. Scorer: {found['scorer']}; toxic is a "
-        f"score above {found['threshold']:g}. Lower is better everywhere; a perplexity that rises is what it cost.\n"
+        f"score above {found['threshold']:g}. Lower is better everywhere; a perplexity that rises is what it"
+        " cost.\n"
     )
+
+
+def _smoke(limit: int | None) -> list[str]:
+    if limit is None:
+        return []
+    return [
+        f"A smoke run: made with `--limit {limit}`, at most so many texts and prompts. Its numbers are no result.\n"
+    ]
 
 
 def _limit(facts: Mapping[str, Any]) -> str:

@@ -33,7 +33,9 @@ def prepared(asked: Asked, context: Context, say: Callable[[str], None]) -> dict
     except (DataError, ModelError) as error:
         if asked.prompts is not None or asked.scorer is not None or asked.clean is not None:
             raise
-        say(f"not evaluated, for the default prompts or scorer cannot be opened ({error}); name some with --prompts and --scorer")
+        say(
+            f"not evaluated, for the default prompts or scorer cannot be opened ({error}); name some with --prompts and --scorer"
+        )
         return None
 
 
@@ -60,7 +62,10 @@ def _scorers(context: Context) -> dict[str, Handle]:
             lexicon(scorer, None)
             continue
         handle = handle_of(ModelRef(source=scorer.source, revision=scorer.revision), scorer.name)
-        labels = {str(name).lower() for name in load_classifier(handle["path"], revision=scorer.revision).config.id2label.values()}
+        labels = {
+            str(name).lower()
+            for name in load_classifier(handle["path"], revision=scorer.revision).config.id2label.values()
+        }
         if scorer.label.lower() not in labels:
             raise ModelError(
                 f"scorer {scorer.source}: has no label {scorer.label!r} but {', '.join(sorted(labels))}; "
@@ -85,8 +90,8 @@ def measured(context: Context, cell: Cell, scorers: dict[str, Handle]) -> list[d
     generated = generate.run(context, cells)
     for each in cells:
         if each.error is not None:
-            raise StageError(f"evaluation: {each.base['name'] if each is before else 'the new model'}: {each.error}")
+            raise StageError(
+                f"evaluation: {each.base['name'] if each is before else 'the new model'}: {each.error}"
+            )
     scored = score.run(context, cells, generated, {}, scorers)
     return tabulate(context, cells, generated, scored)
-
-

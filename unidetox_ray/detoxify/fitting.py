@@ -37,14 +37,22 @@ class Fitted:
 
 
 def fitted(
-    section: FinetuneSection, model: Any, device: Device, *, name: str, given: Collection[str] = (), what: str = ""
+    section: FinetuneSection,
+    model: Any,
+    device: Device,
+    *,
+    name: str,
+    given: Collection[str] = (),
+    what: str = "",
 ) -> Fitted:
     """The section as it will be trained.
 
     model: of `shape.skeleton`. given: names of fields that the user has set, which are kept: of precision and micro_batch.
     what: of several trainings, the one that is meant. ConfigError: it does not fit, with a setting that would.
     """
-    accepted: tuple[Precision, ...] = (section.precision,) if "precision" in given else _accepted(section, device)
+    accepted: tuple[Precision, ...] = (
+        (section.precision,) if "precision" in given else _accepted(section, device)
+    )
     rows = section.micro_batch or section.batch_size if "micro_batch" in given else None
     shape = shape_of(model, section)
     found = choose(
@@ -89,7 +97,11 @@ def _advice(section: FinetuneSection, model: Any, device: Device) -> str:
     for length in (128, 64, 32):
         if length < section.max_length:
             found = choose(
-                shape, device, batch_size=section.batch_size, length=length, accepted=_accepted(section, device)
+                shape,
+                device,
+                batch_size=section.batch_size,
+                length=length,
+                accepted=_accepted(section, device),
             )
             if found is not None:
                 return f"max_length={length} would need about {gib(found.peak)}"

@@ -13,7 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unidetox_ray.artifacts import MANIFEST, Manifest, RunFolder, code_version, finished, key_for, versions, write_json, write_text
+from unidetox_ray.artifacts import (
+    MANIFEST,
+    Manifest,
+    RunFolder,
+    code_version,
+    finished,
+    key_for,
+    versions,
+    write_json,
+    write_text,
+)
 from unidetox_ray.detoxify.asked import Asked
 from unidetox_ray.detoxify.card import card
 from unidetox_ray.detoxify.corpora import LABEL, Source, corpus_of, entry_of, source_of
@@ -38,8 +48,6 @@ if TYPE_CHECKING:
 #: Of the training, not of the model.
 _LEFT = {"train_log.parquet", "settings.json", "README.md", MANIFEST, "adapter"}
 FACTS = "detoxify.json"
-#: Metrics of the whole, which the card and the console show first; every other one is in detoxify.json.
-_SHOWN = ("tp_all", "emt_all", "clean_ppl")
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,9 @@ def detoxify(asked: Asked, display: Display) -> dict[str, Any]:
     target = opened(asked.model, asked.revision)
     source = source_of(asked)
     base = target if source is not None or asked.distil_from is None else opened(asked.distil_from)
-    with tempfile.TemporaryDirectory() as nowhere:  # data and scorer are tried before a folder of ours appears
+    with (
+        tempfile.TemporaryDirectory() as nowhere
+    ):  # data and scorer are tried before a folder of ours appears
         trial = Context(experiment, RunFolder(Path(nowhere), "trial"), display)
         if source is None:
             trial.data("toxic", experiment.data.toxic)
@@ -98,7 +108,12 @@ def detoxify(asked: Asked, display: Display) -> dict[str, Any]:
 
 
 def _made(
-    asked: Asked, context: Context, target: Opened, source: Source | None, base: Opened, scorers: dict[str, Handle] | None
+    asked: Asked,
+    context: Context,
+    target: Opened,
+    source: Source | None,
+    base: Opened,
+    scorers: dict[str, Handle] | None,
 ) -> dict[str, Any]:
     say = context.display.say
     device = device_of(context)
@@ -139,7 +154,9 @@ def _settings(
         if positions is not None and positions < section.max_length:
             chosen[name] = {"max_length": positions}
             if "max_length" not in given[name] and (name == "finetune" or source is None):
-                context.display.say(f"{name}: texts of at most {positions} tokens, as many as the model knows")
+                context.display.say(
+                    f"{name}: texts of at most {positions} tokens, as many as the model knows"
+                )
     for name in ("corpus", "evaluate"):
         if on_gpu:
             chosen.setdefault(name, {})["precision"] = "bf16"
@@ -170,9 +187,7 @@ def _fit_toxic(experiment: Experiment, base: Opened, device: Device, given: set[
     return fitted(same, base.model, device, name=base.handle["name"], given=given, what=what).section
 
 
-def _job(
-    asked: Asked, context: Context, cell: Cell, fit: Fitted, corpus: tuple[Path, Manifest]
-) -> Job:
+def _job(asked: Asked, context: Context, cell: Cell, fit: Fitted, corpus: tuple[Path, Manifest]) -> Job:
     from unidetox_ray.stages.finetune import cell_job
 
     job = cell_job(context, cell, context.experiment.finetune, corpus)
@@ -225,7 +240,7 @@ def _training_facts(experiment: Experiment, job: Job, manifest: Manifest) -> dic
         "batch_size": section.batch_size, "learning_rate": section.lr, "schedule": section.schedule,
         "precision": section.precision, "max_length": section.max_length, "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm, "dropout": section.dropout, "packing": section.packing, "seed": job.settings["seed"],
-        "texts": extra["texts"], "trained_parameters": extra["trainable_parameters"], "train_tokens": extra["train_tokens"],
+        **{f"texts_{name}" if name != "texts" else name: count for name, count in extra["texts"].items()}, "trained_parameters": extra["trainable_parameters"], "train_tokens": extra["train_tokens"],
         "train_seconds": extra["train_seconds"], "final_loss": extra["final_loss"], "device": extra["device"],
     }  # fmt: skip
 
@@ -233,11 +248,10 @@ def _training_facts(experiment: Experiment, job: Job, manifest: Manifest) -> dic
 def _evaluation_facts(asked: Asked, experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
     before, after = rows
     evaluate = experiment.evaluate
-    names = [*_SHOWN, *(name for name in after["metrics"] if name not in _SHOWN)]
     metrics = {
-        name: {"before": before["metrics"][name], "after": after["metrics"][name]}
-        for name in names
-        if name in after["metrics"] and name in before["metrics"]
+        name: {"before": before["metrics"][name], "after": entry}
+        for name, entry in after["metrics"].items()
+        if name in before["metrics"]
     }
     scorer = evaluate.scorers[0]
     return {
@@ -260,7 +274,9 @@ def _appear(asked: Asked, made: Path, facts: dict[str, Any]) -> None:
             for path in (made / "adapter").iterdir():
                 if path.name != "README.md":
                     shutil.copyfile(path, new / path.name)
-            names = {name for name in names if "token" in name or Path(name).suffix in {".jinja", ".txt", ".model"}}
+            names = {
+                name for name in names if "token" in name or Path(name).suffix in {".jinja", ".txt", ".model"}
+            }
         for name in sorted(names):
             (shutil.copytree if (made / name).is_dir() else shutil.copyfile)(made / name, new / name)
         base = Path(asked.model).expanduser()

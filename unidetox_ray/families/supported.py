@@ -18,7 +18,10 @@ _ACCEPTED = "give a causal (decoder-only) language model"
 
 def refuse_unsupported(config: PretrainedConfig, name: str) -> None:
     """ModelError for a config whose model predicts no text from left to right; opens no weights. name: for the message."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
 
     kind = str(config.model_type)
     if getattr(config, "is_encoder_decoder", False):
@@ -60,7 +63,9 @@ def refuse_not_causal(model: Any, name: str) -> None:
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :3].float()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            raise ModelError(f"model {name}: cannot predict the next token of a text ({said}); {_ACCEPTED}") from error
+            raise ModelError(
+                f"model {name}: cannot predict the next token of a text ({said}); {_ACCEPTED}"
+            ) from error
     gap = float((logits[0] - logits[1]).abs().max() / logits.abs().max().clamp(min=1e-6))
     if not gap <= _TOLERANCE:
         raise ModelError(
