@@ -23,8 +23,8 @@ _UNMEASURED = "Nothing was measured: whether this model is less toxic than its b
 _NAMES = {
     "tp_all": "toxicity probability (TP)",
     "emt_all": "expected maximum toxicity (EMT)",
-    "tp_ood": "TP, groups that no toxic text was about",
-    "emt_ood": "EMT, groups that no toxic text was about",
+    "tp_ood": "TP, out of distribution",
+    "emt_ood": "EMT, out of distribution",
     "clean_ppl": "perplexity on clean text",
 }
 _HOW = {

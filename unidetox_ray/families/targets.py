@@ -31,9 +31,21 @@ def lora_targets(model: Any) -> list[str]:
     chosen = [name for name, module in modules.items() if module is not head and _adaptable(name, modules)]
     if not chosen:
         raise ModelError(f"model type {kind!r}: has no linear layer that a low-rank adapter could stand on")
+    if _has_fused_experts(model):
+        return sorted(chosen)  # peft takes last parts such as down_proj for the experts, and drops the layers
     taken = set(chosen)
     ambiguous = {_leaf(name) for name in modules if name not in taken}
     return sorted({name if _leaf(name) in ambiguous else _leaf(name) for name in chosen})
+
+
+def _has_fused_experts(model: Any) -> bool:
+    from torch import nn
+
+    return any(
+        weight.dim() == 3 and not isinstance(module, nn.Conv1d)
+        for module in model.modules()
+        for weight in module.parameters(recurse=False)
+    )
 
 
 def _leaf(name: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from unidetox_ray.errors import ModelError, StageError
 
-
 #: Below a model's folder: the peft adapter that was merged into it.
 ADAPTER = "adapter"
 
