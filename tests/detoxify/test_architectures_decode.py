@@ -32,7 +32,9 @@ def test_the_engine_agrees_with_its_slow_twin(name):
     runner = runner_of(model)
     assert isinstance(runner, RecomputeRunner) == (name in WITHOUT_CACHE)
     # Fewer rows than sequences: rows are copied, dropped and, where the runner can, given to the next prompt.
-    assert decode([runner], PROMPTS, pad_id=0, rows=4, **asked(2)) == decode_slowly([model], PROMPTS, **asked(2))
+    assert decode([runner], PROMPTS, pad_id=0, rows=4, **asked(2)) == decode_slowly(
+        [model], PROMPTS, **asked(2)
+    )
     pair = decode([runner, runner_of(changed)], PROMPTS, pad_id=0, mixture=UNIDETOX, **asked(1))
     assert pair == decode_slowly([model, changed], PROMPTS, mixture=UNIDETOX, **asked(1))
     assert disagreement(model, runner) < 1e-4
@@ -72,7 +74,9 @@ def test_a_model_that_is_not_causal_is_refused_by_the_engine_too():
     import transformers as hf
 
     bert = hf.BertLMHeadModel(
-        hf.BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+        hf.BertConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+        )
     ).eval()
     with torch.no_grad():
         for weight in bert.parameters():

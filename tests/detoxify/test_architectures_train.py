@@ -91,7 +91,9 @@ def test_lora_finds_its_layers_and_is_merged(name, saved, train_here):
 
     adapted = AutoPeftModelForCausalLM.from_pretrained(made / "adapter")
     assert torch.allclose(logits(adapted), logits(reopened), atol=1e-4)
-    assert json.loads((made / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+    assert json.loads((made / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(folder)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

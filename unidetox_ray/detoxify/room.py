@@ -67,6 +67,7 @@ def peak_bytes(shape: Shape, precision: Precision, *, rows: int, pieces: int, le
     """The estimated peak of a training step of `pieces` times `rows` texts of at most `length` tokens.
 
     In one piece, the gradients come as the activations go; in several, the first piece's stay while the next is read.
+    DeepSpeed sets its buffers of gradients aside from the beginning.
     """
     weights, gradients, moments, frozen, item = _BYTES[precision]
     held = (weights + moments) * shape.trained + frozen * (shape.parameters - shape.trained)
@@ -74,7 +75,8 @@ def peak_bytes(shape: Shape, precision: Precision, *, rows: int, pieces: int, le
     tokens = rows * length
     width = _LAYER_HIDDEN * shape.hidden + _LAYER_WIDE * shape.widest
     work = tokens * (shape.layers * width * item + shape.vocab * _LOGIT_BYTES)
-    return held + (max(gradient, work) if pieces == 1 else gradient + work)
+    together = pieces > 1 or precision == "bf16_master"
+    return held + (gradient + work if together else max(gradient, work))
 
 
 def precisions(device: Device, *, adapters: bool) -> tuple[Precision, ...]:

@@ -82,6 +82,7 @@ def detoxify(asked: Asked, display: Display) -> dict[str, Any]:
 
     asked.check()
     experiment = asked.experiment()
+    _without_reports()
     target = opened(asked.model, asked.revision)
     source = source_of(asked)
     base = target if source is not None or asked.distil_from is None else opened(asked.distil_from)
@@ -105,6 +106,14 @@ def detoxify(asked: Asked, display: Display) -> dict[str, Any]:
     if not asked.keep_work:
         shutil.rmtree(work, ignore_errors=True)
     return facts
+
+
+def _without_reports() -> None:
+    """transformers prints tables about what it loads; what is wrong with a model is said here, in one line."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _made(

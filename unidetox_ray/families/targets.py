@@ -13,12 +13,15 @@ from unidetox_ray.families.base import Family
 _CONVOLUTION = "conv1d"
 _CALLED_IN_MIXERS = "in_proj"
 
+#: Of a model with fused experts, peft takes these names for the experts' own, whatever layer was meant.
+_TAKEN_FOR_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+
 
 def lora_targets(model: Any) -> list[str]:
     """Names for peft's `target_modules`: last parts of module names, whole names where a last part is ambiguous.
 
     Every linear layer but the output head, routers that return more than a product, and what a state-space mixer's kernels
-    read past an adapter. Experts that the library keeps in one tensor have no linear layer and stay as they are.
+    read past an adapter. Of a mixture of experts in fused tensors the experts stay as they are, the shared ones too.
     ModelError: no such layer.
     """
     kind = model.config.model_type
@@ -32,7 +35,7 @@ def lora_targets(model: Any) -> list[str]:
     if not chosen:
         raise ModelError(f"model type {kind!r}: has no linear layer that a low-rank adapter could stand on")
     if _has_fused_experts(model):
-        return sorted(chosen)  # peft takes last parts such as down_proj for the experts, and drops the layers
+        chosen = [name for name in chosen if _leaf(name) not in _TAKEN_FOR_EXPERTS]
     taken = set(chosen)
     ambiguous = {_leaf(name) for name in modules if name not in taken}
     return sorted({name if _leaf(name) in ambiguous else _leaf(name) for name in chosen})
