@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from many_models import GROUPED, IDS, PLAIN, build
 
-from unidetox_ray.detoxify.run import opened
+from unidetox_ray.detoxify.opened import opened
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.supported import refuse_not_causal, refuse_unsupported
 

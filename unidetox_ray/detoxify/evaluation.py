@@ -91,7 +91,8 @@ def measured(context: Context, cell: Cell, scorers: dict[str, Handle]) -> list[d
     for each in cells:
         if each.error is not None:
             raise StageError(
-                f"evaluation: {each.base['name'] if each is before else 'the new model'}: {each.error}"
+                f"evaluation: {each.base['name'] if each is before else 'the new model'}: {each.error}; "
+                "--no-evaluate writes the model, which is finished, without numbers"
             )
     scored = score.run(context, cells, generated, {}, scorers)
     return tabulate(context, cells, generated, scored)
