@@ -67,7 +67,7 @@ def fitted(
         needs = least(shape, accepted, batch_size=section.batch_size, length=section.max_length)
         raise ConfigError(
             f"{what}{name}: {_kind(section)} of {shape.parameters / 1e9:.2f} B parameters needs about {gib(needs)} at least, "
-            f"and of {gib(device.memory)} of the {device.kind} {gib(SHARE * device.memory)} can be planned with; "
+            f"and of the {gib(device.memory)} of {device.name or device.kind} {gib(SHARE * device.memory)} can be planned with; "
             f"{_advice(section, model, device)}"
         )
     micro = 0 if found.pieces == 1 else found.rows

@@ -124,7 +124,8 @@ def _settings(
     asked: Asked, context: Context, target: Opened, source: Source | None, base: Opened, device: Device
 ) -> Fitted:
     """Sets the context's experiment to what will run on this device; the fit of the fine-tuning itself."""
-    given, chosen = asked.given, {}
+    given = asked.given
+    chosen: dict[str, dict[str, Any]] = {}
     on_gpu = device.kind == "cuda" and device.bf16
     lengths = {"finetune": target.positions, "corpus": base.positions, "toxic": base.positions}
     for name, positions in lengths.items():

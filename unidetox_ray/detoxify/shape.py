@@ -64,7 +64,7 @@ def _linears(model: Any) -> list[tuple[int, int, Any]]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    found = []
+    found: list[tuple[int, int, Any]] = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
             found.append((module.out_features, module.in_features, module))

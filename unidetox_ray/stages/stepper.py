@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from unidetox_ray.core.batch import Batch
@@ -86,7 +87,7 @@ class DeepSpeedStepper:
         for number, piece in enumerate(pieces, start=1):
             # DeepSpeed adds the gradients of pieces up until it is told that a step's last one comes.
             self.engine.set_gradient_accumulation_boundary(number == len(pieces))
-            loss = self.blocks.run(lambda part=piece: self.forward.loss(part, self.world, self.engine))
+            loss = self.blocks.run(partial(self.forward.loss, piece, self.world, self.engine))
             self.engine.backward(loss)
             total += loss.detach()
             if number < len(pieces):
