@@ -11,6 +11,7 @@ from unidetox_ray.core.logits import contrastive
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.agreement import disagreement
+from unidetox_ray.families.generic import GenericRunner
 from unidetox_ray.families.recompute import RecomputeRunner
 from unidetox_ray.families.runners import runner_of
 
@@ -83,3 +84,11 @@ def test_a_model_that_is_not_causal_is_refused_by_the_engine_too():
             weight.mul_(4)
     with pytest.raises(ModelError, match=r"'bert'.*cannot be decoded token by token"):
         runner_of(bert)
+
+
+def test_broken_weights_are_no_matter_of_the_path():
+    """A model that says NaN keeps its runner: what decodes finds it out for each sequence."""
+    model = build("phi3")
+    with torch.no_grad():
+        next(model.parameters())[:] = float("nan")
+    assert isinstance(runner_of(model), GenericRunner)

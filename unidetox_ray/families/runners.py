@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _by_own_forward(model: Any) -> Runner:
     """A runner that calls the model; ModelError where none agrees with the model's own forward on whole texts."""
     dtype = next(model.parameters()).dtype
     tolerance = _TOLERANCE.get(dtype, _LOW_PRECISION)
-    reason = ""
+    reason, gap = "", 0.0
     for kind in (GenericRunner, RecomputeRunner):
         try:
             runner: Runner = kind(model)
@@ -79,6 +80,10 @@ def _by_own_forward(model: Any) -> Runner:
             return runner
         reason = f"its logits differ from those of whole texts by {gap:.1e}"
         _LOG.debug("%s: not by %s: %s", type(model).__name__, kind.__name__, reason)
+    if math.isnan(gap):
+        return GenericRunner(
+            model
+        )  # the weights are broken, not the path: what decodes says so of each sequence
     raise ModelError(
         f"a {type(model).__name__} (model type {model.config.model_type!r}) cannot be decoded token by token ({reason}); "
         "give a causal language model"
