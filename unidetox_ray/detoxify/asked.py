@@ -19,7 +19,7 @@ ADAPTERS = ("none", "lora", "bottleneck")
 PUBLISHED, FRESH = "published", "fresh"
 #: Stands for any model where an experiment wants the name of a family.
 STAND_IN = "gpt2"
-_SECTIONS = ("finetune", "evaluate", "toxic", "corpus", "cluster")
+_SECTIONS = ("finetune", "evaluate", "toxic", "corpus", "cluster", "data")
 
 
 @dataclass(frozen=True)
