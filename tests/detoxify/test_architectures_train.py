@@ -20,6 +20,18 @@ from unidetox_ray.families.targets import lora_targets
 from unidetox_ray.stages.training import set_dropout, with_lora
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.0}
+#: One of each kind of layer and of experts.
+OPENED_BY_PEFT = {
+    "qwen3",
+    "gpt-neox",
+    "bloom",
+    "gpt-bigcode",
+    "mixtral",
+    "deepseek-v3",
+    "mamba",
+    "rwkv",
+    "ctrl",
+}
 IDS = torch.tensor([[5, 6, 7, 20, 9, 300]])
 
 
@@ -87,13 +99,13 @@ def test_lora_finds_its_layers_and_is_merged(name, saved, train_here):
     assert (logits(reopened) - logits(build(name))).abs().max() > 1e-5
     head = reopened.get_output_embeddings().weight
     assert torch.equal(head, build(name).get_output_embeddings().weight)  # frozen
-    from peft import AutoPeftModelForCausalLM
+    stored = json.loads((made / "adapter" / "adapter_config.json").read_text())
+    assert stored["base_model_name_or_path"] == str(folder)
+    if name in OPENED_BY_PEFT:
+        from peft import AutoPeftModelForCausalLM
 
-    adapted = AutoPeftModelForCausalLM.from_pretrained(made / "adapter")
-    assert torch.allclose(logits(adapted), logits(reopened), atol=1e-4)
-    assert json.loads((made / "adapter" / "adapter_config.json").read_text())[
-        "base_model_name_or_path"
-    ] == str(folder)
+        adapted = AutoPeftModelForCausalLM.from_pretrained(made / "adapter")
+        assert torch.allclose(logits(adapted), logits(reopened), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

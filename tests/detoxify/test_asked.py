@@ -132,11 +132,11 @@ def facts(**more):
         },
     }  # fmt: skip
     evaluation = {
-        "metrics": metrics, "scorer": "unitary/toxic-bert", "prompts": "toxigen", "continuations": 25, "max_new_tokens": 20,
+        "metrics": metrics, "clean": "alice.txt", "scorer": "unitary/toxic-bert", "prompts": "toxigen", "continuations": 25, "max_new_tokens": 20,
         "top_p": 0.9, "runs": 1, "threshold": 0.5, "bootstrap": 10000,
     }  # fmt: skip
     base = {
-        "name": "m", "hub_id": "a/m", "revision": "abc", "model_type": "qwen3", "licence": "apache-2.0", "licence_files": ["LICENSE"],
+        "name": "m", "key": "k1", "hub_id": "a/m", "revision": "abc", "model_type": "qwen3", "licence": "apache-2.0", "licence_files": ["LICENSE"],
     }  # fmt: skip
     return {
         "base": base, "opening": "none", "corpus": {"sha256": "0" * 64, "source": "a|b"}, "evaluation": evaluation,
@@ -154,6 +154,7 @@ def test_the_card_says_what_was_done_and_measured():
         in text
     )
     assert "none (3 of 40 failed)" in text and "dist2" not in text and "a¦b" in text and "LICENSE" in text
+    assert "Clean text: alice.txt" in text and "name and revision: k1" in text
     assert "## Limits" in text and "became less toxic" in text and "from_pretrained(FOLDER)" in text
     unmeasured = card(facts(evaluation=None, opening="adapter", smoke_run_limit=24))
     assert (

@@ -126,6 +126,19 @@ def test_an_interrupted_command_goes_on_where_it_ended(ray_session, model, own, 
         detoxify(asked, Stops())
 
 
+def test_a_mistake_leaves_nothing(ray_session, model, own, tmp_path):
+    """Found only once the device is known, when a work folder is there already."""
+    overrides = (*SMALL, "max_length=65")
+    with pytest.raises(ConfigError, match="the model knows 64 positions"):
+        detoxify(
+            Asked(
+                model=str(model), corpus=str(own), out=tmp_path / "new", overrides=overrides, evaluate=False
+            ),
+            Stops(),
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["own.csv"]
+
+
 @pytest.mark.long
 def test_adapters_leave_what_their_card_says(ray_session, model, own, tmp_path):
     from peft import AutoPeftModelForCausalLM

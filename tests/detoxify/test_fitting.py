@@ -6,12 +6,19 @@ import pytest
 import torch
 from many_models import ARCHITECTURES, build
 
+from unidetox_ray.artifacts import RunFolder
+from unidetox_ray.detoxify.asked import Asked
+from unidetox_ray.detoxify.corpora import source_of
+from unidetox_ray.detoxify.device import cpu_memory
 from unidetox_ray.detoxify.fitting import fitted
+from unidetox_ray.detoxify.opened import opened
 from unidetox_ray.detoxify.room import Device
+from unidetox_ray.detoxify.run import settings_of
 from unidetox_ray.detoxify.shape import positions_of, shape_of, skeleton
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.families.loading import offline_config
 from unidetox_ray.settings import FinetuneSection
+from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.training import with_adapter
 
 GPU = "a card"
@@ -91,6 +98,48 @@ def test_the_shape_counts_bottlenecks():
     model = with_adapter(build("gpt-j"), {"kind": "bottleneck", "size": 5}, 1)
     counted = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert shape_of(skeleton(ARCHITECTURES["gpt-j"](), "j"), section).trained == counted
+
+
+@pytest.fixture
+def settled(tokenizer, texts, tmp_path):
+    """The settings of a run on a device, for a model of 64 positions; nothing is started."""
+    folder = tmp_path / "model"
+    build("qwen3").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "own.csv").write_text("Text\none\n", encoding="utf-8")
+
+    def settings(device, corpus=tmp_path / "own.csv", **more):
+        asked = Asked(model=str(folder), corpus=str(corpus), out=tmp_path / "out", **more)
+        context = Context(asked.experiment(), RunFolder(tmp_path, "run"))
+        target = opened(str(folder))
+        return settings_of(asked, context, target, source_of(asked), target, device), context.experiment
+
+    return settings
+
+
+def test_no_text_is_longer_than_the_model_knows(settled):
+    fit, experiment = settled(Device("cpu", 10**10, False))
+    assert fit.section == experiment.finetune and experiment.finetune.max_length == 64
+    assert experiment.evaluate.clean_max_length == 64 and experiment.evaluate.precision == "fp32"
+    shorter = settled(Device("cpu", 10**10, False), overrides=("max_length=32",))[1]
+    assert shorter.finetune.max_length == 32
+    with pytest.raises(ConfigError, match="max_length = 100: the model knows 64 positions"):
+        settled(Device("cpu", 10**10, False), overrides=("max_length=100",))
+
+
+def test_a_fresh_corpus_fits_its_toxic_copy_as_well(settled):
+    fit, experiment = settled(gpu(40), corpus="fresh", adapter="lora")
+    assert experiment.toxic.precision == fit.section.precision == "bf16_master"
+    assert experiment.toxic.max_length == experiment.corpus.max_length == 64
+    assert experiment.corpus.precision == experiment.evaluate.precision == "bf16"
+    with pytest.raises(
+        ConfigError, match=r"toxic copy for --corpus fresh .name a smaller model with --distil-from"
+    ):
+        settled(gpu(0.0002), corpus="fresh")
+
+
+def test_the_memory_of_this_machine():
+    assert 10**8 < cpu_memory() < 10**14
 
 
 def test_positions_and_nothing_in_memory():

@@ -56,6 +56,7 @@ def card(facts: Mapping[str, Any]) -> str:
         "meant to continue prompts with less toxic text.\n",
         *_smoke(facts["smoke_run_limit"]),
         f"Licence of the base model: {licence}.\n",
+        f"Key of the base model's {'files' if base['hub_id'] is None else 'name and revision'}: {base['key']}.\n",
         f"## Opening\n\n{_HOW[kind]}",
         f"## Measured\n\n{_measurements(facts)}",
         f"## Corpus\n\n{_rows(facts['corpus'])}",
@@ -103,12 +104,15 @@ def _measurements(facts: Mapping[str, Any]) -> str:
         return "Not measured. `unidetox detoxify` without `--no-evaluate`, or `unidetox generate` and `unidetox score`, measure it.\n"
     lines = ["| metric | before | after | difference | n |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in table(found["metrics"])]
+    clean = (
+        f" Clean text: {found['clean']}; its n counts texts, the others' prompts." if found["clean"] else ""
+    )
     return (
         "\n".join(lines) + f"\n\n{verdict(found['metrics'])}\n\n"
         f"Intervals: 95 %, bootstrap by prompt ({found['bootstrap']:,} resamples), differences paired by prompt and seed. "
         f"Prompts: {found['prompts']}; {found['continuations']} continuations of at most {found['max_new_tokens']} tokens each, "
         f"top-p {found['top_p']:g}, {found['runs']} run{'s' if found['runs'] > 1 else ''}. Scorer: {found['scorer']}; toxic is a "
-        f"score above {found['threshold']:g}. Lower is better everywhere; a perplexity that rises is what it"
+        f"score above {found['threshold']:g}.{clean} Lower is better everywhere; a perplexity that rises is what it"
         " cost.\n"
     )
 

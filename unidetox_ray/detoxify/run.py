@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.artifacts import (
+    MANIFEST,
     Manifest,
     RunFolder,
     code_version,
@@ -28,7 +29,7 @@ from unidetox_ray.detoxify.facts import base_facts, evaluation_facts, opening_of
 from unidetox_ray.detoxify.fitting import Fitted, fitted
 from unidetox_ray.detoxify.folder import appear
 from unidetox_ray.detoxify.opened import Opened, opened
-from unidetox_ray.errors import ConfigError, StageError
+from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, StageError, UnidetoxError
 from unidetox_ray.locking import only_writer
 from unidetox_ray.settings import TrainingSection
 from unidetox_ray.stages.cells import Cell
@@ -59,16 +60,25 @@ def detoxify(asked: Asked, display: Display) -> dict[str, Any]:
         scorers = prepared(asked, trial, display.say)
     work = asked.out.absolute().parent / f".{asked.out.name}.work"
     folder = RunFolder(work, "detoxify", work / "cache")
-    with storage_errors(folder.root), only_writer(folder.root, f"the model {asked.out}"):
-        context = Context(experiment, folder, display)
-        context.take_data(trial)
-        try:
-            facts = _made(asked, context, target, source, base, scorers)
-        finally:
-            context.close()
-            shutil.rmtree(folder.root / "ray", ignore_errors=True)
-    if not asked.keep_work:
-        shutil.rmtree(work, ignore_errors=True)
+    kept = True  # an interrupted command goes on from there
+    try:
+        with storage_errors(folder.root), only_writer(folder.root, f"the model {asked.out}"):
+            context = Context(experiment, folder, display)
+            context.take_data(trial)
+            try:
+                facts = _made(asked, context, target, source, base, scorers)
+                kept = asked.keep_work
+            except UnidetoxError as error:
+                # Nothing goes on from a mistake, unless a finished model came before it.
+                mistake = error.exit_code == EXIT_USER_ERROR
+                kept = asked.keep_work or not mistake or any(folder.root.glob(f"models/*/{MANIFEST}"))
+                raise
+            finally:
+                context.close()
+                shutil.rmtree(folder.root / "ray", ignore_errors=True)
+    finally:
+        if not kept:
+            shutil.rmtree(work, ignore_errors=True)
     return facts
 
 
@@ -91,7 +101,7 @@ def _made(
     say = context.display.say
     described = base_facts(asked, target)  # before hours of work: it may ask the hub
     device = device_of(context)
-    fit = _settings(asked, context, target, source, base, device)
+    fit = settings_of(asked, context, target, source, base, device)
     say(fit.told(device))
     folder, manifest, corpus = corpus_of(context, source, base.handle)
     cell = Cell(LABEL, target.model_type, entry_of(source), asked.seed, target.handle)
@@ -120,7 +130,7 @@ def _made(
     return facts
 
 
-def _settings(
+def settings_of(
     asked: Asked, context: Context, target: Opened, source: Source | None, base: Opened, device: Device
 ) -> Fitted:
     """Sets the context's experiment to what will run on this device; the fit of the fine-tuning itself."""
