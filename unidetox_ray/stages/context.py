@@ -115,6 +115,10 @@ class Context:
         kept = pl.concat(heads).with_columns(pl.lit(True).alias("_kept")).select(table.columns[0], "_kept")
         return table.join(kept, on=table.columns[0], how="semi", maintain_order="left")
 
+    def take_data(self, other: Context) -> None:
+        """What another context has loaded, as if it had been loaded here."""
+        self._tables.update(other._tables)
+
     def use_prompts(self, table: pl.DataFrame, sha256: str) -> None:
         """Prompts that were given rather than named: stage verbs on a user's own file."""
         from unidetox_ray.data.base import Loaded
