@@ -86,7 +86,9 @@ def _parsed(source: bytes, where: str) -> Any:
     try:
         return json.loads(source.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 (byte 0x{source[error.start]:02x}); save it as UTF-8") from None
+        raise DataError(
+            f"{where}: is not UTF-8 (byte 0x{source[error.start]:02x}); save it as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON ({error.msg} at column {error.colno}); is the file cut off?"
