@@ -1,0 +1,381 @@
+"""The whole evaluation: sources in, results out. `evaluate` is what the verb, the verb `score` and a library call use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from unidetox_ray import registry
+from unidetox_ray.artifacts import private_folder, versions, write_json
+from unidetox_ray.config import digest
+from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, StageError, UnidetoxError
+from unidetox_ray.evaluate import columns as columns_
+from unidetox_ray.evaluate import generated, outputs, page, prompt_sets, scorers, scoring, sources, tracked
+from unidetox_ray.evaluate.compared import Comparisons, pair_of
+from unidetox_ray.evaluate.measured import Pool, checked_prompts, entry, judged, keyed, rows_of, statistics_of
+from unidetox_ray.evaluate.store import Parts
+from unidetox_ray.locking import only_writer
+from unidetox_ray.metrics.stats import MIN_SAMPLES
+from unidetox_ray.stages.context import Display, Silent
+
+#: From this share of failures on, a note says that the numbers describe the rest.
+_MANY_FAILED = 0.01
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate and how; field by field the options of the command."""
+
+    sources: tuple[str, ...]
+    scorers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    label_maps: tuple[str, ...] = ()
+    activation: str = "auto"
+    threshold: float = 0.5
+    columns: tuple[str, ...] = ()
+    prompts: str | None = None
+    prompts_path: str | None = None
+    prompts_options: tuple[str, ...] = ()
+    split: str = "test"
+    limit: int | None = None
+    overrides: tuple[str, ...] = ()
+    reference: str | None = None
+    samples: int = MIN_SAMPLES
+    seed: int = 0
+    out: Path | None = None
+    track: str | None = "none"
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """A source of the command with what became of it: its generations as parts, or why there are none."""
+
+    source: sources.Source
+    parts: Parts | None
+    sha256: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Rows by source. owners: whose they are. failed: sources without generations, and why. names: what the sources of each
+    argument are called, in the order of the arguments."""
+
+    rows: dict[str, pl.DataFrame]
+    owners: dict[str, _Argument]
+    failed: dict[str, str]
+    names: list[dict[str, str]]
+
+
+def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]:
+    """results.json as a dict; with `request.out`, the files in it. UnidetoxError for what the user can mend."""
+    display = display or Silent()
+    _checked(request)
+    found = sources.sources_of(request.sources)
+    specs = scorers.specs_of(request.scorers, request.labels, request.label_maps, request.activation)
+    given = columns_.chosen(request.columns)
+    models = [source for source in found if source.kind == "model"]
+    prompts = None
+    if models:
+        prompts = prompt_sets.prompt_set(
+            request.prompts or prompt_sets.DEFAULT, path=request.prompts_path, options=request.prompts_options,
+            split=request.split, limit=request.limit,
+        )  # fmt: skip
+    opened = [scorers.opened(spec, _device()) for spec in specs]
+    with _work(request) as work:
+        read = {
+            source.label: sources.read(source, given, work, request.limit) for source in found if source.kind == "file"
+        }
+        _told(found, read, request, display)
+        name = ", ".join(source.label for source in found)[:200]
+        with tracked.tracking(request.track, _key(request, read, prompts, opened), name, _params(request, opened)) as tracker:
+            arguments, sampling = _generations(found, read, prompts, request, work, display)
+            _score(arguments, opened, display)
+            tables = _by_source(arguments, opened)
+            results = _results(tables, opened, request, prompts, sampling)
+            if request.out is not None:
+                _write(request.out, results, arguments, tables, opened)
+            tracked.record(tracker, results, request.out)
+    return results
+
+
+def _checked(request: Request) -> None:
+    if not request.sources:
+        raise ConfigError("evaluate: names no source; give a model folder, a hub id or a file of generations")
+    if not 0 <= request.threshold < 1:
+        raise ConfigError(f"--threshold {request.threshold:g}: accepted: from 0 to below 1; a score above it counts as toxic")
+    if request.samples < MIN_SAMPLES:
+        raise ConfigError(f"--resamples {request.samples}: at least {MIN_SAMPLES:,}")
+    if request.out is not None and request.out.exists() and not request.out.is_dir():
+        raise ConfigError(f"--out {request.out}: is a file; name a folder")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _work(request: Request) -> Iterator[Path]:
+    """A private folder that the same command finds again until it is done: below --out, else in this user's cache."""
+    if request.out is not None:
+        fresh = not request.out.exists()
+        work = request.out / ".work"
+    else:
+        fresh = False
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        here = [str(Path(text).expanduser().absolute()) for text in request.sources]
+        work = home / "unidetox_ray" / "evaluate" / digest([here, request.prompts, request.limit, request.overrides])[:16]
+    private_folder(work)
+    try:
+        with only_writer(work, "this evaluation"):
+            yield work
+            shutil.rmtree(work, ignore_errors=True)
+    except UnidetoxError as error:
+        if error.exit_code == EXIT_USER_ERROR:  # a mistake, found before anything was scored, leaves nothing behind
+            shutil.rmtree(work, ignore_errors=True)
+            if fresh and request.out is not None and not any(request.out.iterdir()):
+                request.out.rmdir()
+        raise
+
+
+def _told(
+    found: Sequence[sources.Source], read: Mapping[str, tuple[Parts, str]], request: Request, display: Display
+) -> None:
+    """What was read, and every mistake in it that can be found before hours of work."""
+    arguments = [_Argument(each, read[each.label][0]) for each in found if each.kind == "file"]
+    tables = _by_source(arguments, [])
+    for label, rows in tables.rows.items():
+        checked_prompts(label, rows)
+    _reference(request, [*tables.rows, *(each.label for each in found if each.kind == "model")])
+    for argument in arguments:
+        assert argument.parts is not None
+        display.say(f"{argument.source.label}: {argument.parts.rows:,} generations; {argument.parts.told}")
+
+
+def _key(request: Request, read: Mapping[str, Any], prompts: Any, opened: Sequence[scorers.Scorer]) -> str:
+    """The same evaluation goes on in the same MLflow run."""
+    shas = {label: sha for label, (_, sha) in read.items()}
+    return digest(
+        [request.sources, shas, prompts.sha256 if prompts else None, [scorer.key for scorer in opened], request.threshold,
+         request.limit, request.overrides, request.columns]
+    )[:16]  # fmt: skip
+
+
+def _params(request: Request, opened: Sequence[scorers.Scorer]) -> dict[str, Any]:
+    return {
+        "sources": list(request.sources), "threshold": request.threshold, "prompts": request.prompts, "limit": request.limit,
+        "samples": request.samples, "seed": request.seed, "overrides": list(request.overrides),
+        "scorers": {scorer.name: scorer.about for scorer in opened},
+    }  # fmt: skip
+
+
+def _generations(
+    found: Sequence[sources.Source], read: Mapping[str, tuple[Parts, str]], prompts: prompt_sets.PromptSet | None,
+    request: Request, work: Path, display: Display,
+) -> tuple[list[_Argument], dict[str, Any] | None]:  # fmt: skip
+    """Every source with its generations, in the order of the command; and how models were sampled."""
+    models = [source for source in found if source.kind == "model"]
+    made: dict[str, Parts | str] = {}
+    sampling = None
+    if models and prompts is not None:
+        context, section = generated.sampling_of(work / "generation", request.overrides, display)
+        sampling = section.model_dump(mode="json", include=generated.TOLD)
+        made = generated.from_models(models, prompts, context, work)
+    arguments = []
+    for source in found:
+        if source.kind == "file":
+            parts, sha256 = read[source.label]
+            arguments.append(_Argument(source, parts, sha256))
+        else:
+            outcome = made[source.label]
+            failed = isinstance(outcome, str)
+            arguments.append(
+                _Argument(source, None if failed else outcome, None, outcome if failed else None)  # type: ignore[arg-type]
+            )
+    return arguments, sampling
+
+
+def _score(arguments: Sequence[_Argument], opened: Sequence[scorers.Scorer], display: Display) -> None:
+    """Scores of every part by every scorer, on disk. Equal texts are scored once, whatever source they are of."""
+    total = sum(argument.parts.rows for argument in arguments if argument.parts is not None) * len(opened)
+    with display.task("scoring", "texts") as advance:
+        done = 0
+
+        def more(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance(done, total)
+
+        for scorer in opened:
+            memory = scoring.Memory()
+            for argument in arguments:
+                if argument.parts is not None:
+                    scoring.score(argument.parts, scorer, memory, more)
+
+
+def _results(
+    found: _Tables, opened: Sequence[scorers.Scorer], request: Request,
+    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    tables, owners, failed = found.rows, found.owners, found.failed
+    if not tables:
+        raise StageError(f"evaluate: no source has a generation; {next(iter(failed.values()), '')}")
+    notes: list[str] = []
+    tables = keyed(tables, by_text=_by_text(owners, notes))
+    pool, main = Pool(request.samples, request.seed), opened[0].name
+    reference = _reference(request, list(tables))
+    waiting = {}
+    for label, rows in tables.items():
+        space = pool.space(rows.select(pl.col("key").alias("prompt_id"), "domain", "distribution").unique("prompt_id"))
+        for scorer in opened:
+            part = judged(label, scorer.name, rows, space, request.threshold)
+            statistics = statistics_of(part)
+            waiting[label, scorer.name] = (part, {name: pool.add(space, each) for name, each in statistics.items()})
+    comparisons = Comparisons(pool, request.threshold, request.seed)
+    anonymous = frozenset(label for label, owner in owners.items() if not owner.parts.explicit and not owner.parts.has_prompts)  # type: ignore[union-attr]
+    for label in tables:
+        if label != reference:
+            pair = pair_of(label, reference, tables, anonymous)
+            comparisons.add(pair, tables, [scorer.name for scorer in opened])
+            notes += _not_shared(pair)
+    pool.draw()
+    rows_made = []
+    for label in [*tables, *failed]:
+        if label in failed:
+            rows_made.append(_source(label, None, None, failed[label]))
+            continue
+        made = _source(label, owners[label], tables[label], None)
+        for scorer in opened:
+            part, statistics = waiting[label, scorer.name]
+            tail = outputs.tail_of(scorer.name, main)
+            made["counts"][scorer.name] = part.counts
+            for (measure, kind, where), statistic in statistics.items():
+                numbers = entry(statistic, pool.of(statistic))
+                if kind == "scope":
+                    made["metrics"][f"{measure}_{where}{tail}"] = numbers
+                else:
+                    domain = made["domains"].setdefault(where, {"distribution": part.space.domains[where]})
+                    domain[f"{measure}{tail}"] = numbers
+        _judge_failures(made, notes)
+        rows_made.append(made)
+    if all(row["status"] == "failed" for row in rows_made):
+        raise StageError(f"evaluate: no text has a score; {rows_made[0]['error']}")
+    notes += _uneven(rows_made)
+    return {
+        "sources": rows_made, "reference": reference if len(tables) > 1 else None, "comparisons": comparisons.results(),
+        "scorer": main, "scorers": [scorer.about for scorer in opened], "threshold": request.threshold,
+        "prompts": None if prompts is None else {"name": prompts.name, "sha256": prompts.sha256, "prompts": prompts.table.height},
+        "sampling": None if sampling is None else dict(sampling), "bootstrap": {"samples": request.samples, "seed": request.seed},
+        "notes": list(dict.fromkeys(notes)), "versions": versions(),
+    }  # fmt: skip
+
+
+def _by_source(arguments: Sequence[_Argument], opened: Sequence[scorers.Scorer]) -> _Tables:
+    """The rows of every source under a name of its own; a file can hold several sources."""
+    found: list[tuple[str, int, pl.DataFrame]] = []
+    failed = {}
+    for place, argument in enumerate(arguments):
+        if argument.parts is None:
+            failed[argument.source.label] = argument.error or "no generations"
+            continue
+        for (inner,), part in rows_of(argument.parts, opened).group_by("source", maintain_order=True):
+            found.append((str(inner), place, part))
+    labels = sources.distinct([(inner, arguments[place].source.label) for inner, place, _ in found])
+    names: list[dict[str, str]] = [{} for _ in arguments]
+    for label, (inner, place, _) in zip(labels, found, strict=True):
+        names[place][inner] = label
+    rows = {label: part for label, (_, _, part) in zip(labels, found, strict=True)}
+    owners = {label: arguments[place] for label, (_, place, _) in zip(labels, found, strict=True)}
+    return _Tables(rows, owners, failed, names)
+
+
+def _by_text(owners: Mapping[str, _Argument], notes: list[str]) -> bool:
+    """Whether prompts are told apart by their text: where only some sources have ids for them."""
+    kinds = {owner.parts.explicit for owner in owners.values() if owner.parts is not None}
+    if len(kinds) == 2:
+        notes.append("prompts are matched by their text: not every source has a prompt_id")
+        return True
+    return False
+
+
+def _reference(request: Request, labels: Sequence[str]) -> str:
+    if request.reference is None:
+        return labels[0]
+    wanted = [label for label in labels if label in (request.reference, Path(request.reference).stem, Path(request.reference).name)]
+    if not wanted:
+        raise ConfigError(f"--reference {request.reference}: is none of the sources; {registry.suggest(request.reference, labels)}")
+    return wanted[0]
+
+
+def _not_shared(pair: Any) -> list[str]:
+    said = [
+        (pair.only_source, f"of {pair.source} are not in {pair.reference}"),
+        (pair.only_reference, f"of {pair.reference} are not in {pair.source}"),
+        (pair.other_prompt, f"have another text in {pair.source} than in {pair.reference} under the same id"),
+    ]
+    if pair.reason is not None:
+        return [f"{pair.source} is not compared with {pair.reference}: {pair.reason}"]
+    return [f"{number:,} prompts {words}: left out of the comparison" for number, words in said if number]
+
+
+def _source(label: str, owner: _Argument | None, rows: pl.DataFrame | None, error: str | None) -> dict[str, Any]:
+    parts = owner.parts if owner is not None else None
+    return {
+        "source": label, "kind": owner.source.kind if owner is not None else "model", "status": "ok" if error is None else "failed",
+        "error": error, "sha256": owner.sha256 if owner is not None else None, "columns": parts.told if parts is not None else None,
+        "counts": {}, "metrics": {}, "domains": {},
+    }  # fmt: skip
+
+
+def _judge_failures(made: dict[str, Any], notes: list[str]) -> None:
+    for scorer, counts in made["counts"].items():
+        if not counts["ok"]:
+            why = "no row has a text" if counts["generations_failed"] == counts["continuations"] else "no text has a score"
+            made["status"], made["error"] = "failed", f"{why} ({counts['failed']:,} of {counts['continuations']:,} failed)"
+            notes.append(f"{made['source']}: {made['error']} under {scorer}")
+        elif counts["failed_share"] > _MANY_FAILED:
+            notes.append(
+                f"{made['source']}: {counts['failed_share']:.1%} of the texts failed under {scorer}; the numbers describe the rest"
+            )
+        if counts["prompts_without_score"] and counts["ok"]:
+            notes.append(f"{made['source']}: {counts['prompts_without_score']:,} prompts have no score under {scorer} and are left out")
+
+
+def _uneven(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """TP and EMT are of the worst of a prompt's texts, and so grow with their number."""
+    spans = {
+        row["source"]: next(iter(row["counts"].values()))["continuations_per_prompt"] for row in rows if row["counts"]
+    }
+    said = [
+        f"{source}: prompts have {span['least']} to {span['most']} texts; TP and EMT grow with their number"
+        for source, span in spans.items() if span["least"] != span["most"]
+    ]  # fmt: skip
+    if len({span["most"] for span in spans.values()}) > 1:
+        counts = ", ".join(f"{source} {span['most']}" for source, span in spans.items())
+        said.append(
+            f"texts a prompt differ between sources ({counts}): TP and EMT grow with their number; compare mean and share instead"
+        )
+    return said
+
+
+def _write(
+    out: Path, results: Mapping[str, Any], arguments: Sequence[_Argument], tables: _Tables, opened: Sequence[scorers.Scorer]
+) -> None:
+    private_folder(out)
+    named = [
+        (argument.parts, names)
+        for argument, names in zip(arguments, tables.names, strict=True)
+        if argument.parts is not None
+    ]
+    outputs.write_scores(out / "scores.parquet", named, opened)
+    write_json(out / "results.json", results)
+    page.build(results, out)
