@@ -21,9 +21,8 @@ from typer.testing import CliRunner
 
 from unidetox_ray.cli.app import app
 from unidetox_ray.errors import ConfigError, DataError
-from unidetox_ray.harness.aggregate import Aggregation, item_of, metric_names
+from unidetox_ray.harness.aggregate import Numbers, item_of, metric_names
 from unidetox_ray.harness.settings import Settings, judge_of, prompts_of
-from unidetox_ray.metrics.space import cluster_table
 from unidetox_ray.metrics.toxicity import toxicity_summary
 from unidetox_ray.schemas import PROMPTS, SCORES, frame
 
@@ -117,7 +116,7 @@ def test_the_real_harness_gives_our_numbers_and_counts_failures(place, folder):
         len(sample["arguments"][0][0]) == len(sample["doc"]["prompt"]) for sample in samples
     )  # nothing is added
 
-    judge, _ = judge_of(Settings.of(metadata(place)))
+    judge = judge_of(Settings.of(metadata(place))).judge
     scores = [judge.score(each) for each in texts]
     failed = sum(score is None for each in scores for score in each)
     assert 0 < failed < 40
@@ -147,19 +146,25 @@ def items(scores):
 
 
 def test_a_failed_score_is_never_a_zero():
-    given = items([[0.9, None], [None, None], [0.2, 0.4]])
-    values = {name: Aggregation(name, 0.5, 1000)(given) for name in metric_names(["id"])}
+    values = Numbers(0.5, 1000).of(items([[0.9, None], [None, None], [0.2, 0.4]]))
     assert (values["failed"], values["scored"]) == (3, 3)
     assert values["tp_all"] == 0.5  # of the two prompts with a score
     assert values["emt_all"] == pytest.approx((0.9 + 0.4) / 2)
-    nothing = {name: Aggregation(name, 0.5, 1000)(items([[None], [None]])) for name in metric_names(["id"])}
+    assert values["mean_all"] == pytest.approx((0.9 + 0.3) / 2)
+    nothing = Numbers(0.5, 1000).of(items([[None], [None]]))
     assert np.isnan(nothing["tp_all"]) and np.isnan(nothing["emt_all_high"])
     assert nothing["failed"] == 2
 
 
-def test_only_the_distributions_that_are_there_have_results():
-    assert "tp_ood" not in metric_names(["id"])
-    assert {"tp_id", "tp_ood", "tp_all"} <= set(metric_names(["ood", "id"]))
+def test_every_metric_that_is_named_has_a_number():
+    two = [
+        item_of({"prompt_id": name, "domain": name, "distribution": kind}, [0.5])
+        for name, kind in (("a", "id"), ("b", "own kind, of_mine"))
+    ]
+    for given, kinds in ((items([[0.5]]), ["id"]), (two, ["id", "own kind, of_mine"])):
+        assert set(metric_names(kinds)) <= set(Numbers(0.5, 1000).of(given))
+    assert "tp_id" not in metric_names(["id"])
+    assert "tp_own-kind-of-mine" in metric_names(["id", "own kind, of_mine"])
 
 
 def test_aggregation_is_the_metric_of_the_rest_of_the_package():
@@ -175,10 +180,11 @@ def test_aggregation_is_the_metric_of_the_rest_of_the_package():
         {"cell": "c", "metric": "toxicity", "scorer": "s", "prompt_id": f"q{i}", "run": 0, "sample": k, "value": v, "weight": 1.0, "error": None}
         for i, each in enumerate(scores) for k, v in enumerate(each)
     ]  # fmt: skip
-    wanted = toxicity_summary(frame(rows, SCORES), prompts, threshold=0.9)
-    assert cluster_table(prompts, "prompt_id").height == 30
-    for name, value in wanted.items():
-        assert Aggregation(name, 0.9, 1000)(given) == pytest.approx(value)
+    numbers = Numbers(0.9, 1000)
+    for name, value in toxicity_summary(frame(rows, SCORES), prompts, threshold=0.9).items():
+        assert numbers.of(given)[name] == pytest.approx(value)
+    assert numbers.of(given) is numbers.of(list(given))
+    assert numbers.of(given[:10]) != numbers.of(given)
 
 
 def test_prompts_come_from_a_file_or_a_data_set(tmp_path):
@@ -190,15 +196,15 @@ def test_prompts_come_from_a_file_or_a_data_set(tmp_path):
     world = prompts_of(Settings(prompts="world"))
     assert world.height > 10 and set(world["distribution"]) <= {"id", "ood"}
     for content, words in (
-        ("text\na\n", "'prompt' is missing"),
-        ("prompt,distribution\na,other\n", "accepted: id, ood"),
-        ("prompt,prompt_id\na,1\nb,1\n", "twice"),
+        ("what\na\n", "'prompt' is missing"),
+        ("prompt,prompt_id\na,1\nb,1\n", "must be unique"),
     ):
         file.write_text(content)
         with pytest.raises(DataError, match=words):
             prompts_of(Settings(prompts=str(file)))
     with pytest.raises(DataError, match="no such file"):
         prompts_of(Settings(prompts=os.fspath(tmp_path / "none.jsonl")))
+    assert prompts_of(Settings(prompts="world", limit=4)).height == 4
 
 
 @pytest.mark.parametrize(("given", "words"), [
@@ -212,12 +218,8 @@ def test_metadata_that_does_not_fit_is_one_line(given, words):
 
 
 def test_what_the_harness_adds_to_the_metadata_is_let_be():
-    assert (
-        Settings.of(
-            {"prompts": "p", "version": 1.0, "config_source": "x", "pretrained": "y", "max_length": 5}
-        ).prompts
-        == "p"
-    )
+    given = {"prompts": "p", "version": 1.0, "config_source": "x", "pretrained": "y", "max_length": 5}
+    assert Settings.of(given).prompts == "p"
 
 
 def test_a_pickled_scorer_is_refused_before_anything_is_generated():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unidetox_ray import registry
-from unidetox_ray.data import files
-from unidetox_ray.data.base import Options, Request, load
-from unidetox_ray.errors import ConfigError, DataError
-from unidetox_ray.evaluate.pinned import PINNED, pin_of, warning_of
-from unidetox_ray.metrics.classifier import ToxicityClassifier
+from unidetox_ray.errors import ConfigError
+from unidetox_ray.evaluate.pinned import PINNED, pin_of
+from unidetox_ray.evaluate.prompt_sets import prompt_set
+from unidetox_ray.evaluate.scorers import Scorer, opened, specs_of
 
 #: Keys that lm_eval itself puts into a task's metadata.
 _OF_LM_EVAL = {"version", "pretrained", "tokenizer", "model", "base_url"}
@@ -26,14 +24,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     prompts: Annotated[str, Field(min_length=1)]
-    """A file with a column prompt (and prompt_id, domain, distribution), or a data set's name: `unidetox ls datasets`."""
+    """As `unidetox evaluate --prompts`: a file with a column prompt, or a data set (`unidetox ls datasets`)."""
     path: str | None = None
     """A copy of the data set on this machine."""
     split: Literal["test", "validation"] = "test"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most so many prompts, spread evenly over the domains."""
     scorer: str = "toxic-bert"
-    """A pinned name, a folder, or a hub id."""
+    """As `unidetox evaluate --scorer`: a pinned name, a folder, a hub id, words:FILE."""
     label: str | None = None
-    """The label that means toxic; default the pinned one, or `toxic`."""
+    label_map: str | None = None
+    activation: Literal["auto", "sigmoid", "softmax"] = "auto"
+    """As --label, --label-map and --activation of `unidetox evaluate`."""
     device: str = "cpu"
     continuations: Annotated[int, Field(ge=1)] | None = None
     """Default: the task's `repeats`."""
@@ -64,50 +66,14 @@ class Settings(BaseModel):
 
 def prompts_of(settings: Settings) -> pl.DataFrame:
     """prompt_id, prompt, domain, distribution (all String) of the prompts to continue. ConfigError, DataError."""
-    columns = ("prompt_id", "prompt", "domain", "distribution")
-    file = Path(settings.prompts).expanduser()
-    if not file.is_file():
-        if file.suffix in files.SUFFIXES:
-            raise DataError(
-                f"prompts {settings.prompts}: no such file; give a table with a column prompt, or a data set"
-            )
-        table = load("prompts", dataset=settings.prompts, path=settings.path).table
-        return table.filter(pl.col("split") == settings.split).select(columns)
-    table = files.read_table(file, Request(file, Options()))
-    files.text_column(table, "prompt", settings.prompts)
-    defaults = {
-        "prompt_id": pl.int_range(pl.len()).cast(pl.String).str.zfill(6),
-        "domain": pl.lit("all"),
-        "distribution": pl.lit("id"),
-    }
-    lacking = {name: value for name, value in defaults.items() if name not in table.columns}
-    table = table.with_columns(**lacking).select(pl.col(name).cast(pl.String) for name in columns)
-    for name in columns:
-        if table[name].null_count():
-            raise DataError(
-                f"prompts {settings.prompts}: column {name!r} is empty in {table[name].null_count()} rows; fill it in"
-            )
-    if table["prompt_id"].n_unique() < table.height:
-        raise DataError(
-            f"prompts {settings.prompts}: column 'prompt_id' names a prompt twice; give each its own"
-        )
-    kinds = set(table["distribution"]) - {"id", "ood"}
-    if kinds:
-        raise DataError(f"prompts {settings.prompts}: distribution {min(kinds)!r}; accepted: id, ood")
-    return table
+    found = prompt_set(settings.prompts, path=settings.path, split=settings.split, limit=settings.limit)
+    return found.table.select("prompt_id", "prompt", "domain", "distribution")
 
 
-def judge_of(settings: Settings) -> tuple[ToxicityClassifier, str | None]:
-    """The opened judge, and a warning where its weights have no pinned hash. ConfigError, ModelError, ArtifactError."""
-    if settings.scorer not in PINNED:
-        judge = ToxicityClassifier(settings.scorer, label=settings.label or "toxic", device=settings.device)
-        return judge, None
-    pin = pin_of(settings.scorer)
-    judge = ToxicityClassifier(
-        pin.source,
-        revision=pin.revision,
-        sha256=pin.sha256,
-        label=settings.label or pin.label,
-        device=settings.device,
-    )
-    return judge, warning_of(settings.scorer, judge.sha256)
+def judge_of(settings: Settings) -> Scorer:
+    """The opened judge. ConfigError, ModelError, ArtifactError."""
+    if settings.scorer in PINNED:
+        pin_of(settings.scorer)
+    labels = [settings.label] if settings.label else []
+    maps = [settings.label_map] if settings.label_map else []
+    return opened(specs_of([settings.scorer], labels, maps, settings.activation)[0], settings.device)

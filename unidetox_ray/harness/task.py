@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
-from unidetox_ray.harness.aggregate import Aggregation, item_of, metric_names
+from unidetox_ray.harness.aggregate import Aggregation, Numbers, item_of, metric_names
 from unidetox_ray.harness.settings import Settings, judge_of, prompts_of
 
 _log = logging.getLogger(__name__)
@@ -23,15 +23,16 @@ class ToxicityTask(ConfigurableTask):
     def __init__(self, config: dict[str, Any]) -> None:
         self.settings = Settings.of(config.get("metadata"))
         self.prompts = prompts_of(self.settings)
-        self.judge, warning = judge_of(self.settings)
-        if warning:
+        scorer = judge_of(self.settings)
+        self.judge = scorer.judge
+        if warning := getattr(scorer, "warning", None):
             _log.warning(warning)
         config = {key: value for key, value in config.items() if key != "class"}
         config["repeats"] = self.settings.continuations or config.get("repeats", 1)
         # All of a prompt's continuations reach process_results; the harness's default keeps the first alone.
         keep_all = [{"function": "take_first_k", "k": config["repeats"]}]
         config["filter_list"] = [{"name": "none", "filter": keep_all}]
-        self.names = metric_names(self.prompts["distribution"].unique().to_list())
+        self.names = metric_names(self.prompts["distribution"].unique(maintain_order=True).to_list())
         super().__init__(config=config)
 
     def download(self, *args: Any, **kwargs: Any) -> None:
@@ -44,9 +45,8 @@ class ToxicityTask(ConfigurableTask):
         return dict.fromkeys(self.names, item)
 
     def aggregation(self) -> dict[str, Any]:
-        return {
-            name: Aggregation(name, self.settings.threshold, self.settings.bootstrap) for name in self.names
-        }
+        numbers = Numbers(self.settings.threshold, self.settings.bootstrap)
+        return {name: Aggregation(name, numbers) for name in self.names}
 
     def higher_is_better(self) -> dict[str, bool]:
         return {name: name == "scored" for name in self.names}
