@@ -10,7 +10,7 @@ import typer
 
 from unidetox_ray.cli.app import app
 from unidetox_ray.cli.options import Json
-from unidetox_ray.errors import EXIT_SOME_CELLS_FAILED
+from unidetox_ray.errors import EXIT_SOME_CELLS_FAILED, ConfigError
 
 
 @app.command()
@@ -78,6 +78,30 @@ def evaluate(
     ] = None,
     samples: Annotated[int, typer.Option("--resamples", help="Of the bootstrap, at least 10,000.")] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap and of sampled tests.")] = 0,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server whose model is evaluated too."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Its model; default: the only one that it lists.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask it in chat form, the prompt being one message.")] = False,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Calls at once.")] = 8,
+    key_variable: Annotated[
+        str | None,
+        typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds its key."),
+    ] = None,
+    perspective: Annotated[
+        Path | None,
+        typer.Option("--perspective-scores", metavar="FILE", help="Stored Perspective scores: a scorer beside the others."),
+    ] = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option("--labelled", metavar="FILE", help="Texts with labels by people, to correct for the scorers' errors."),
+    ] = None,
+    correction: Annotated[
+        str, typer.Option("--correction", help="rogan-gladen, or prediction-powered for a random sample of these texts.")
+    ] = "rogan-gladen",
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for scores.parquet, results.json, report.html and report.md."),
@@ -90,16 +114,21 @@ def evaluate(
 ) -> None:
     """Toxicity of any model's text by pinned local scorers: intervals, paired comparison, failures counted."""
     from unidetox_ray.display import TerminalDisplay
+    from unidetox_ray.evaluate.generated import Server
     from unidetox_ray.evaluate.outputs import table
     from unidetox_ray.evaluate.verb import Request
     from unidetox_ray.evaluate.verb import evaluate as evaluated
 
+    server = Server(endpoint, model, chat, concurrency, key_variable) if endpoint is not None else None
+    if server is None and (model is not None or chat or key_variable is not None):
+        raise ConfigError("--model, --chat and --key-variable are of a server: give its address with --endpoint URL")
     results = evaluated(
         Request(
             sources=tuple(sources or ()), scorers=tuple(scorer or ()), labels=tuple(label or ()), label_maps=tuple(label_map or ()),
             activation=activation, threshold=threshold, columns=tuple(column or ()), prompts=prompts, prompts_path=prompts_path,
             prompts_options=tuple(prompts_option or ()), split=split, limit=limit, overrides=tuple(setting or ()),
-            reference=reference, samples=samples, seed=seed, out=out, track=track,
+            reference=reference, samples=samples, seed=seed, endpoint=server, perspective=perspective, labelled=labelled,
+            correction=correction, out=out, track=track,
         ),
         TerminalDisplay(),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 from unidetox_ray import registry
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError
-from unidetox_ray.evaluate.pinned import PINNED
+from unidetox_ray.evaluate.pinned import PINNED, pin_of, warning_of
 from unidetox_ray.metrics.classifier import Activation, LexiconClassifier, ToxicityClassifier
 
 DEFAULT = "toxic-bert"
@@ -41,7 +41,8 @@ class ScorerSpec:
     labels: tuple[str, ...] | None = None
     mapped: tuple[str, ...] = ()
     activation: Activation = "auto"
-    pinned: bool = False
+    pinned: str | None = None
+    """The name of its pin."""
 
 
 def specs_of(
@@ -57,7 +58,7 @@ def specs_of(
         raise ConfigError(f"--scorer: {twice[0]!r} stands twice; give one of them another name: NAME={twice[0]}")
     if activation not in ("auto", "sigmoid", "softmax"):
         raise ConfigError(f"--activation {activation}: accepted: auto, sigmoid, softmax")
-    own = [spec for spec in specs if not spec.pinned and spec.kind == "classifier"]
+    own = [spec for spec in specs if spec.pinned is None and spec.kind == "classifier"]
     for text in labels:
         owner, wanted = _owner(text, names, "--label")
         chosen = tuple(part.strip() for part in wanted.split("+") if part.strip())
@@ -114,10 +115,10 @@ def _spec(text: str) -> ScorerSpec:
     if not source.strip():
         raise ConfigError(f"--scorer {text!r}: names no scorer; {registry.suggest(source, PINNED)}")
     if source in PINNED:
-        pin = PINNED[source]
+        pin = pin_of(source)
         return ScorerSpec(
             name or source, pin.source, revision=pin.revision, sha256=pin.sha256, labels=(pin.label,),
-            activation=pin.activation, pinned=True,
+            activation=pin.activation, pinned=source,
         )  # fmt: skip
     if source.startswith("words:"):
         path = source.removeprefix("words:")
@@ -146,12 +147,16 @@ def _named(name: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Scorer:
-    """An opened scorer. `key`: what its scores depend on. `about`: what stands beside every number."""
+    """An opened scorer. `key`: what its scores depend on. `about`: what stands beside every number. `warning`: what to say.
+
+    `judge`: `score(texts)` gives a number or None for each, and then `errors` and `full` in the same order.
+    """
 
     name: str
     key: str
     about: dict[str, Any]
     judge: Any
+    warning: str | None = None
 
 
 def opened(spec: ScorerSpec, device: str) -> Scorer:
@@ -186,7 +191,8 @@ def opened(spec: ScorerSpec, device: str) -> Scorer:
     }
     weights = judge.sha256 or _folder_hash(folder) or spec.source
     key = digest(["classifier", weights, spec.revision, judge.label, about["head"], judge.max_length])[:16]
-    return Scorer(spec.name, key, {"name": spec.name, **about}, judge)
+    warning = warning_of(spec.pinned, judge.sha256) if spec.pinned is not None else None
+    return Scorer(spec.name, key, {"name": spec.name, **about}, judge, warning)
 
 
 def _folder_hash(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ class Source:
     """One argument. `label`: how results call it. `revision`: of a hub id, behind its @."""
 
     given: str
-    kind: Literal["file", "model"]
+    kind: Literal["file", "model", "endpoint"]
     label: str
     path: Path | None = None
     model: str = ""

@@ -13,16 +13,29 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray import registry
-from unidetox_ray.artifacts import private_folder, versions, write_json
+from unidetox_ray.artifacts import file_sha256, private_folder, versions, write_json
 from unidetox_ray.config import digest
-from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, StageError, UnidetoxError
+from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, DataError, StageError, UnidetoxError
 from unidetox_ray.evaluate import columns as columns_
 from unidetox_ray.evaluate import generated, outputs, page, prompt_sets, scorers, scoring, sources, tracked
 from unidetox_ray.evaluate.compared import Comparisons, pair_of
-from unidetox_ray.evaluate.measured import Pool, checked_prompts, entry, judged, keyed, rows_of, statistics_of
-from unidetox_ray.evaluate.store import Parts
+from unidetox_ray.evaluate.correction import METHODS, Labelled, corrected_share, labelled_of, read_labelled
+from unidetox_ray.evaluate.measured import (
+    POOLED,
+    Judged,
+    Pool,
+    checked_prompts,
+    entry,
+    judged,
+    keyed,
+    rows_of,
+    statistics_of,
+)
+from unidetox_ray.evaluate.scorers import Scorer
+from unidetox_ray.evaluate.store import Parts, store
+from unidetox_ray.evaluate.stored import rows_of_stored, stored
 from unidetox_ray.locking import only_writer
-from unidetox_ray.metrics.stats import MIN_SAMPLES
+from unidetox_ray.metrics.stats import MIN_SAMPLES, RatioMean
 from unidetox_ray.stages.context import Display, Silent
 
 #: From this share of failures on, a note says that the numbers describe the rest.
@@ -49,6 +62,10 @@ class Request:
     reference: str | None = None
     samples: int = MIN_SAMPLES
     seed: int = 0
+    endpoint: generated.Server | None = None
+    perspective: Path | None = None
+    labelled: Path | None = None
+    correction: str = METHODS[0]
     out: Path | None = None
     track: str | None = "none"
 
@@ -79,36 +96,74 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
     display = display or Silent()
     _checked(request)
     found = sources.sources_of(request.sources)
-    specs = scorers.specs_of(request.scorers, request.labels, request.label_maps, request.activation)
     given = columns_.chosen(request.columns)
     models = [source for source in found if source.kind == "model"]
     prompts = None
-    if models:
+    if models or request.endpoint is not None:
         prompts = prompt_sets.prompt_set(
             request.prompts or prompt_sets.DEFAULT, path=request.prompts_path, options=request.prompts_options,
             split=request.split, limit=request.limit,
         )  # fmt: skip
-    opened = [scorers.opened(spec, _device()) for spec in specs]
+    imported = None if request.perspective is None else stored(request.perspective)
+    labelled = None if request.labelled is None else read_labelled(request.labelled)
+    specs = []
+    if imported is None or request.scorers:
+        specs = scorers.specs_of(request.scorers, request.labels, request.label_maps, request.activation)
     with _work(request) as work:
-        read = {
-            source.label: sources.read(source, given, work, request.limit) for source in found if source.kind == "file"
-        }
-        _told(found, read, request, display)
-        name = ", ".join(source.label for source in found)[:200]
-        with tracked.tracking(request.track, _key(request, read, prompts, opened), name, _params(request, opened)) as tracker:
-            arguments, sampling = _generations(found, read, prompts, request, work, display)
+        read = [_read(source, given, work, request.limit) for source in found if source.kind == "file"]
+        if imported is not None and not found and request.endpoint is None:
+            read.append(_stored_source(request, imported[1], [spec.name for spec in specs], work))
+        _told(read, models, request, display)
+        opened = _opened(specs, None if imported is None else imported[0], display)
+        name = ", ".join(source.given for source in found)[:200] or "evaluation"
+        key = _key(request, read, prompts, opened)
+        with tracked.tracking(request.track, key, name, _params(request, opened)) as tracker:
+            generated_, sampling = _generations(models, prompts, request, work, display)
+            arguments = _in_order(found, [*read, *generated_])
             _score(arguments, opened, display)
             tables = _by_source(arguments, opened)
-            results = _results(tables, opened, request, prompts, sampling)
+            results = _results(tables, opened, request, prompts, sampling, labelled)
             if request.out is not None:
                 _write(request.out, results, arguments, tables, opened)
             tracked.record(tracker, results, request.out)
     return results
 
 
+def _opened(specs: Sequence[scorers.ScorerSpec], imported: Scorer | None, display: Display) -> list[Scorer]:
+    """The scorers, the main one first; stored scores alone where no other scorer was asked for."""
+    made = [scorers.opened(spec, _device()) for spec in specs] + ([imported] if imported is not None else [])
+    if len({scorer.name for scorer in made}) < len(made):
+        raise ConfigError(f"--scorer: {made[-1].name!r} is the name of the stored scores; give the scorer another: NAME=SCORER")
+    for scorer in made:
+        if scorer.warning is not None:
+            display.say(scorer.warning)
+    return made
+
+
+def _read(source: sources.Source, given: Mapping[str, str], work: Path, limit: int | None) -> _Argument:
+    parts, sha256 = sources.read(source, given, work, limit)
+    return _Argument(source, parts, sha256)
+
+
+def _stored_source(request: Request, table: pl.DataFrame, others: Sequence[str], work: Path) -> _Argument:
+    """A file of stored scores that is itself what is evaluated."""
+    path = request.perspective
+    assert path is not None
+    sha256 = file_sha256(path)
+    rows = rows_of_stored(table.head(request.limit or table.height), path, others)
+    parts = store(
+        work / f"stored-{digest([sha256, request.limit])[:16]}", rows, told="stored scores with their texts",
+        explicit=bool((~table["prompt_id"].str.starts_with("p-") & ~table["prompt_id"].str.starts_with("row-")).any()),
+        has_prompts=bool(table["prompt"].count()), has_domains=bool((table["domain"] != "all").any()),
+    )  # fmt: skip
+    return _Argument(sources.Source(str(path), "file", path.stem, path=path), parts, sha256)
+
+
 def _checked(request: Request) -> None:
-    if not request.sources:
-        raise ConfigError("evaluate: names no source; give a model folder, a hub id or a file of generations")
+    if not request.sources and request.endpoint is None and request.perspective is None:
+        raise ConfigError("evaluate: names no source; give a model folder, a hub id, a file of generations or --endpoint URL")
+    if request.correction not in METHODS:
+        raise ConfigError(f"--correction {request.correction}: {registry.suggest(request.correction, METHODS)}")
     if not 0 <= request.threshold < 1:
         raise ConfigError(f"--threshold {request.threshold:g}: accepted: from 0 to below 1; a score above it counts as toxic")
     if request.samples < MIN_SAMPLES:
@@ -134,13 +189,14 @@ def _work(request: Request) -> Iterator[Path]:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         here = [str(Path(text).expanduser().absolute()) for text in request.sources]
         work = home / "unidetox_ray" / "evaluate" / digest([here, request.prompts, request.limit, request.overrides])[:16]
+    begun = work.exists()
     private_folder(work)
     try:
         with only_writer(work, "this evaluation"):
             yield work
             shutil.rmtree(work, ignore_errors=True)
     except UnidetoxError as error:
-        if error.exit_code == EXIT_USER_ERROR:  # a mistake, found before anything was scored, leaves nothing behind
+        if error.exit_code == EXIT_USER_ERROR and not begun:  # a mistake leaves nothing behind
             shutil.rmtree(work, ignore_errors=True)
             if fresh and request.out is not None and not any(request.out.iterdir()):
                 request.out.rmdir()
@@ -148,29 +204,31 @@ def _work(request: Request) -> Iterator[Path]:
 
 
 def _told(
-    found: Sequence[sources.Source], read: Mapping[str, tuple[Parts, str]], request: Request, display: Display
+    read: Sequence[_Argument], models: Sequence[sources.Source], request: Request, display: Display
 ) -> None:
     """What was read, and every mistake in it that can be found before hours of work."""
-    arguments = [_Argument(each, read[each.label][0]) for each in found if each.kind == "file"]
-    tables = _by_source(arguments, [])
+    tables = _by_source(read, [])
     for label, rows in tables.rows.items():
         checked_prompts(label, rows)
-    _reference(request, [*tables.rows, *(each.label for each in found if each.kind == "model")])
-    for argument in arguments:
+    if request.endpoint is None:  # the label of its model is not known yet
+        _reference(request, [*tables.rows, *(each.label for each in models)])
+    for argument in read:
         assert argument.parts is not None
         display.say(f"{argument.source.label}: {argument.parts.rows:,} generations; {argument.parts.told}")
 
 
-def _key(request: Request, read: Mapping[str, Any], prompts: Any, opened: Sequence[scorers.Scorer]) -> str:
+def _key(
+    request: Request, read: Sequence[_Argument], prompts: prompt_sets.PromptSet | None, opened: Sequence[Scorer]
+) -> str:
     """The same evaluation goes on in the same MLflow run."""
-    shas = {label: sha for label, (_, sha) in read.items()}
+    shas = {argument.source.label: argument.sha256 for argument in read}
     return digest(
         [request.sources, shas, prompts.sha256 if prompts else None, [scorer.key for scorer in opened], request.threshold,
-         request.limit, request.overrides, request.columns]
+         request.limit, request.overrides, request.columns, vars(request.endpoint) if request.endpoint else None]
     )[:16]  # fmt: skip
 
 
-def _params(request: Request, opened: Sequence[scorers.Scorer]) -> dict[str, Any]:
+def _params(request: Request, opened: Sequence[Scorer]) -> dict[str, Any]:
     return {
         "sources": list(request.sources), "threshold": request.threshold, "prompts": request.prompts, "limit": request.limit,
         "samples": request.samples, "seed": request.seed, "overrides": list(request.overrides),
@@ -179,32 +237,31 @@ def _params(request: Request, opened: Sequence[scorers.Scorer]) -> dict[str, Any
 
 
 def _generations(
-    found: Sequence[sources.Source], read: Mapping[str, tuple[Parts, str]], prompts: prompt_sets.PromptSet | None,
-    request: Request, work: Path, display: Display,
+    models: Sequence[sources.Source], prompts: prompt_sets.PromptSet | None, request: Request, work: Path, display: Display
 ) -> tuple[list[_Argument], dict[str, Any] | None]:  # fmt: skip
-    """Every source with its generations, in the order of the command; and how models were sampled."""
-    models = [source for source in found if source.kind == "model"]
-    made: dict[str, Parts | str] = {}
-    sampling = None
-    if models and prompts is not None:
-        context, section = generated.sampling_of(work / "generation", request.overrides, display)
-        sampling = section.model_dump(mode="json", include=generated.TOLD)
-        made = generated.from_models(models, prompts, context, work)
-    arguments = []
-    for source in found:
-        if source.kind == "file":
-            parts, sha256 = read[source.label]
-            arguments.append(_Argument(source, parts, sha256))
-        else:
-            outcome = made[source.label]
-            failed = isinstance(outcome, str)
-            arguments.append(
-                _Argument(source, None if failed else outcome, None, outcome if failed else None)  # type: ignore[arg-type]
-            )
-    return arguments, sampling
+    """Texts of the models and of the server; and how they were sampled."""
+    if prompts is None:
+        return [], None
+    context, section = generated.sampling_of(work / "generation", request.overrides, display)
+    made = []
+    if request.endpoint is not None:
+        label, parts = generated.from_endpoint(request.endpoint, prompts, section, work, display)
+        made.append(_Argument(sources.Source(request.endpoint.url, "endpoint", label), parts))
+    if models:
+        outcomes = generated.from_models(models, prompts, context, work)
+        for source in models:
+            outcome = outcomes[source.label]
+            made.append(_Argument(source, None, error=outcome) if isinstance(outcome, str) else _Argument(source, outcome))
+    return made, section.model_dump(mode="json", include=generated.TOLD)
 
 
-def _score(arguments: Sequence[_Argument], opened: Sequence[scorers.Scorer], display: Display) -> None:
+def _in_order(found: Sequence[sources.Source], arguments: Sequence[_Argument]) -> list[_Argument]:
+    """The arguments of the command in their order, a server or stored scores after them."""
+    order = {source.label: place for place, source in enumerate(found)}
+    return sorted(arguments, key=lambda argument: order.get(argument.source.label, len(order)))
+
+
+def _score(arguments: Sequence[_Argument], opened: Sequence[Scorer], display: Display) -> None:
     """Scores of every part by every scorer, on disk. Equal texts are scored once, whatever source they are of."""
     total = sum(argument.parts.rows for argument in arguments if argument.parts is not None) * len(opened)
     with display.task("scoring", "texts") as advance:
@@ -223,8 +280,8 @@ def _score(arguments: Sequence[_Argument], opened: Sequence[scorers.Scorer], dis
 
 
 def _results(
-    found: _Tables, opened: Sequence[scorers.Scorer], request: Request,
-    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None,
+    found: _Tables, opened: Sequence[Scorer], request: Request,
+    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None, labelled: pl.DataFrame | None,
 ) -> dict[str, Any]:  # fmt: skip
     tables, owners, failed = found.rows, found.owners, found.failed
     if not tables:
@@ -248,6 +305,7 @@ def _results(
             comparisons.add(pair, tables, [scorer.name for scorer in opened])
             notes += _not_shared(pair)
     pool.draw()
+    samples = {} if labelled is None else {scorer.name: _sample(scorer, labelled, request) for scorer in opened}
     rows_made = []
     for label in [*tables, *failed]:
         if label in failed:
@@ -265,6 +323,8 @@ def _results(
                 else:
                     domain = made["domains"].setdefault(where, {"distribution": part.space.domains[where]})
                     domain[f"{measure}{tail}"] = numbers
+        for name, sample in samples.items():
+            made["corrected"][name] = _corrected(waiting[label, name], sample, pool, request)
         _judge_failures(made, notes)
         rows_made.append(made)
     if all(row["status"] == "failed" for row in rows_made):
@@ -279,7 +339,7 @@ def _results(
     }  # fmt: skip
 
 
-def _by_source(arguments: Sequence[_Argument], opened: Sequence[scorers.Scorer]) -> _Tables:
+def _by_source(arguments: Sequence[_Argument], opened: Sequence[Scorer]) -> _Tables:
     """The rows of every source under a name of its own; a file can hold several sources."""
     found: list[tuple[str, int, pl.DataFrame]] = []
     failed = {}
@@ -332,7 +392,39 @@ def _source(label: str, owner: _Argument | None, rows: pl.DataFrame | None, erro
     return {
         "source": label, "kind": owner.source.kind if owner is not None else "model", "status": "ok" if error is None else "failed",
         "error": error, "sha256": owner.sha256 if owner is not None else None, "columns": parts.told if parts is not None else None,
-        "counts": {}, "metrics": {}, "domains": {},
+        "counts": {}, "metrics": {}, "domains": {}, "corrected": {},
+    }  # fmt: skip
+
+
+def _sample(scorer: Scorer, labelled: pl.DataFrame, request: Request) -> Labelled | str:
+    """What the scorer says of the labelled texts, or why that tells nothing of its errors."""
+    scores = scorer.judge.score(labelled["text"].to_list())
+    try:
+        return labelled_of(scores, labelled["label"].to_list(), threshold=request.threshold, where=str(request.labelled))
+    except DataError as error:
+        return str(error)
+
+
+def _corrected(
+    waiting: tuple[Judged, dict[tuple[str, str, str], RatioMean]], sample: Labelled | str, pool: Pool, request: Request
+) -> dict[str, Any]:
+    """The share of texts above the threshold over all prompts alike, corrected; null with a reason where that cannot be."""
+    part, statistics = waiting
+    statistic = statistics.get(("share", "scope", POOLED), statistics["share", "scope", "all"])
+    numbers = entry(statistic, pool.of(statistic))
+    made = {"value": None, "ci_low": None, "ci_high": None, "observed": numbers["value"], "sensitivity": None, "specificity": None}
+    if isinstance(sample, str) or numbers["value"] is None:
+        return made | {"reason": sample if isinstance(sample, str) else "no score"}
+    made |= {"sensitivity": sample.sensitivity, "specificity": sample.specificity, "labelled": len(sample.truths)}
+    try:
+        found = corrected_share(
+            numbers["value"], sample, n=statistic.n, draws=pool.of(statistic), method=request.correction,  # type: ignore[arg-type]
+        )  # fmt: skip
+    except DataError as error:
+        return made | {"reason": str(error)}
+    return made | {
+        "value": found.value, "ci_low": found.low, "ci_high": found.high, "method": found.method, "clipped": found.clipped,
+        "labelled_failed": sample.failed, "n": part.counts["prompts"],
     }  # fmt: skip
 
 
@@ -368,7 +460,7 @@ def _uneven(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _write(
-    out: Path, results: Mapping[str, Any], arguments: Sequence[_Argument], tables: _Tables, opened: Sequence[scorers.Scorer]
+    out: Path, results: Mapping[str, Any], arguments: Sequence[_Argument], tables: _Tables, opened: Sequence[Scorer]
 ) -> None:
     private_folder(out)
     named = [
