@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unidetox_ray import registry
 from unidetox_ray.errors import ConfigError
-from unidetox_ray.evaluate.pinned import PINNED, pin_of
 from unidetox_ray.evaluate.prompt_sets import prompt_set
 from unidetox_ray.evaluate.scorers import Scorer, opened, specs_of
 
@@ -72,8 +71,6 @@ def prompts_of(settings: Settings) -> pl.DataFrame:
 
 def judge_of(settings: Settings) -> Scorer:
     """The opened judge. ConfigError, ModelError, ArtifactError."""
-    if settings.scorer in PINNED:
-        pin_of(settings.scorer)
     labels = [settings.label] if settings.label else []
     maps = [settings.label_map] if settings.label_map else []
     return opened(specs_of([settings.scorer], labels, maps, settings.activation)[0], settings.device)

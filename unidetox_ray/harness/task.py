@@ -25,8 +25,8 @@ class ToxicityTask(ConfigurableTask):
         self.prompts = prompts_of(self.settings)
         scorer = judge_of(self.settings)
         self.judge = scorer.judge
-        if warning := getattr(scorer, "warning", None):
-            _log.warning(warning)
+        if scorer.warning:
+            _log.warning(scorer.warning)
         config = {key: value for key, value in config.items() if key != "class"}
         config["repeats"] = self.settings.continuations or config.get("repeats", 1)
         # All of a prompt's continuations reach process_results; the harness's default keeps the first alone.
