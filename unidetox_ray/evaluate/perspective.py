@@ -24,8 +24,6 @@ import polars as pl
 from unidetox_ray.errors import DataError, printable
 from unidetox_ray.evaluate.reading import rows_of
 
-SCORER = "perspective (stored)"
-
 #: `row`: line or row of the file, from 1. `text`, `prompt`: null where the file does not hold them. `toxicity`: in [0, 1], null =
 #: no score, and `error` says why.
 STORED = {

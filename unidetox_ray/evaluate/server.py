@@ -157,7 +157,7 @@ class Server:
         #: The key would cross a network in clear.
         self.bare_key = self._key is not None and parts.scheme == "http" and parts.hostname not in _LOOPBACK
         # A proxy of the environment leads away from this machine, where a server on it is not found.
-        self._proxies = {"http": None, "https": None, "all": None} if parts.hostname in _LOOPBACK else None
+        self._proxies = {"http": "", "https": "", "all": ""} if parts.hostname in _LOOPBACK else None
         self.stop = threading.Event()
         """Set it to call off every waiting call."""
         self.tries_again = 0
