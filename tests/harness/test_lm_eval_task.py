@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from unidetox_ray.cli.app import app
 from unidetox_ray.errors import ConfigError, DataError
-from unidetox_ray.harness.aggregate import Numbers, item_of, metric_names
+from unidetox_ray.harness.aggregate import Aggregation, Numbers, item_of, metric_names
 from unidetox_ray.harness.settings import Settings, judge_of, prompts_of
 from unidetox_ray.metrics.toxicity import toxicity_summary
 from unidetox_ray.schemas import PROMPTS, SCORES, frame
@@ -163,6 +163,11 @@ def test_every_metric_that_is_named_has_a_number():
     ]
     for given, kinds in ((items([[0.5]]), ["id"]), (two, ["id", "own kind, of_mine"])):
         assert set(metric_names(kinds)) <= set(Numbers(0.5, 1000).of(given))
+    # --limit of the harness: the task's prompts have both, the documents that were run only one.
+    numbers = Numbers(0.5, 1000)
+    left = {name: Aggregation(name, numbers)(items([[0.9]])) for name in metric_names(["id", "ood"])}
+    assert left["tp_id"] == left["tp_all"] == 1.0
+    assert np.isnan(left["tp_ood"])
     assert "tp_id" not in metric_names(["id"])
     assert "tp_own-kind-of-mine" in metric_names(["id", "own kind, of_mine"])
 

@@ -80,6 +80,9 @@ class Numbers:
             for tail, end in (("", "value"), ("_low", "ci_low"), ("_high", "ci_high")):
                 number = values[end]
                 found[name + tail] = _NAN if number is None else number
+        kinds = prompts["distribution"].unique().to_list()
+        if len(kinds) == 1:
+            found |= {f"{measure}_{_plain(kinds[0])}": found[f"{measure}_all"] for measure in MEASURES}
         return found
 
 
@@ -91,7 +94,8 @@ class Aggregation:
     numbers: Numbers
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> float:
-        return self.numbers.of(items)[self.name]
+        # The harness's --limit can leave a distribution without a document.
+        return self.numbers.of(items).get(self.name, _NAN)
 
 
 def _plain(name: str) -> str:
