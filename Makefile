@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests keep torch to one thread; two processes of them share two cores.
+PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: setup demo test test-long test-faults lint types imports check clean browser
+.PHONY: setup demo test test-long test-faults test-faults-brief lint types imports check clean browser
 
 setup: $(STAMP)
 
@@ -28,15 +30,21 @@ browser:
 	|| echo "no Chromium here: the browser tests will skip"
 
 test: $(VENV)/.kernels browser
-	$(BIN)/python -m pytest -q -m "not long and not faults"
+	$(PYTEST) --dist loadfile -m "not long and not faults"
 
 # A few tests of most of a minute each; CI runs them too.
 test-long: $(VENV)/.kernels
-	$(BIN)/python -m pytest -q -m "long and not faults"
+	$(PYTEST) --dist loadfile -m "long and not faults"
 
-# Faults injected into whole runs, and whole runs watched from outside.
+# Faults injected into whole runs, and whole runs watched from outside. SEEDS: random schedules of kills, from FIRST on.
+SEEDS ?= 20
+FIRST ?= 0
 test-faults: $(VENV)/.kernels
-	$(BIN)/python -m pytest -q -m faults
+	$(PYTEST) --dist loadgroup -m faults --seeds $(SEEDS) --first-seed $(FIRST)
+
+# The part of them that CI runs.
+test-faults-brief: $(VENV)/.kernels
+	$(PYTEST) --dist loadgroup -m "faults and brief" --seeds 2
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

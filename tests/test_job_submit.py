@@ -38,6 +38,12 @@ EXPERIMENT = {
                  "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
     "tracking": {"uri": "none"},
 }  # fmt: skip
+#: Secrets of the cluster and of whoever submits; a find says which leaked.
+MARK = "5e1c2a90d7"
+CANARIES = {
+    name: f"canary-{MARK}-{name.lower()}"
+    for name in ("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY")
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,7 +66,7 @@ def listed(address: str, environment: dict[str, str]) -> bool:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """(address of the dashboard, environment) of a head that is started here and ended by its process id."""
+    """(address of the dashboard, environment, Ray's own folder) of a head that is started here and ended by its process id."""
     place = tmp_path_factory.mktemp("head")
     # Sockets below Ray's folder: their paths may hold some hundred characters at most.
     short = Path(tempfile.mkdtemp(prefix="uxr", dir="/tmp"))
@@ -76,6 +82,7 @@ def head(tmp_path_factory):
         "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
         # The head ends without waiting half a minute for its own node to drain.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1",
+        **CANARIES,
     }  # fmt: skip
     names = (
         "port",
@@ -99,7 +106,7 @@ def head(tmp_path_factory):
         while not listed(address, environment):
             assert process.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
             time.sleep(1)
-        yield address, environment
+        yield address, environment, short
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
@@ -122,7 +129,7 @@ def working_dir(tmp_path_factory) -> Path:
 
 def submit(head, working_dir: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
     """Submit, follow to the end, and say how it ended."""
-    address, environment = head
+    address, environment, _ = head
     return subprocess.run(
         [RAY, "job", "submit", "--address", address, "--submission-id", name, "--working-dir", working_dir, "--",
          "python", "-m", "unidetox_ray", *arguments],
@@ -131,7 +138,7 @@ def submit(head, working_dir: Path, name: str, *arguments: str) -> subprocess.Co
 
 
 def status(head, name: str) -> str:
-    address, environment = head
+    address, environment, _ = head
     done = subprocess.run(
         [RAY, "job", "status", "--address", address, name], env=environment, capture_output=True, text=True, timeout=120
     )  # fmt: skip
@@ -155,6 +162,15 @@ def test_a_submitted_experiment_succeeds_and_leaves_its_results(head, working_di
     # What the person sees who follows the job.
     assert "gpt2-samples-s1234" in done.stdout
     assert str(storage / "submitted") in done.stdout
+    address, environment, session = head
+    job = subprocess.run([RAY, "job", "list", "--address", address], env=environment, capture_output=True, text=True, timeout=120).stdout  # fmt: skip
+    assert "submission_id='good'" in job
+    assert MARK not in job + done.stdout + done.stderr
+    files = [
+        path for folder in (session, tmp_path, working_dir) for path in folder.rglob("*") if path.is_file()
+    ]
+    assert any(path.name.startswith("job-driver-good") for path in files), "Ray's logs were not looked at"
+    assert [path for path in files if MARK.encode() in path.read_bytes()] == []
 
 
 def test_a_failing_experiment_ends_failed_with_its_reason(head, working_dir, tmp_path):
@@ -166,10 +182,10 @@ def test_a_failing_experiment_ends_failed_with_its_reason(head, working_dir, tmp
 
 
 def test_without_the_token_nobody_submits(head, working_dir, tmp_path):
-    address, environment = head
+    address, environment, _ = head
     other = tmp_path / "other-token"
     other.write_text(secrets.token_hex(32))
-    stranger = address, {**environment, "RAY_AUTH_TOKEN_PATH": str(other)}
+    stranger = address, {**environment, "RAY_AUTH_TOKEN_PATH": str(other)}, None
     done = submit(stranger, working_dir, "stranger", "ls", "families")
     assert done.returncode != 0
     assert "stranger" not in subprocess.run(

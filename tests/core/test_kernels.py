@@ -245,10 +245,10 @@ def test_forbidden_tokens_are_never_drawn() -> None:
         Mixture((1.0, -1.0), nucleus=0.99),
     ):
         assert set(kernels.sample([both, both], mixture, Sampling(), numbers).tolist()) == {1, 3}
-    # Not one finite score: a valid id all the same, and the rows beside it are unharmed.
+    # Not one finite score: no token, and the rows beside it are unharmed.
     rows = torch.tensor([[never] * 4, [0.0, 9.0, 0.0, 0.0], [float("nan")] * 4], device=DEVICE)
     for sampling in (Sampling(), Sampling(top_k=2, top_p=0.9)):
-        assert kernels.sample([rows], Mixture(), sampling, numbers).tolist() == [3, 1, 3]
+        assert kernels.sample([rows], Mixture(), sampling, numbers).tolist() == [-1, 1, -1]
 
 
 def test_what_the_kernel_does_not_mix_goes_to_the_plain_sampler(numbers: torch.Generator) -> None:

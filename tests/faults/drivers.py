@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import psutil
+
+Moment = Callable[[Path], bool]
+
+
+def some(pattern: str) -> Moment:
+    """When a run folder holds something of this pattern."""
+    return lambda folder: any(folder.glob(pattern))
+
 
 #: No wait for a moment of a run is longer: a driver that never gets there is a failure.
 PATIENCE = 240.0
@@ -48,6 +57,42 @@ def experiment(root: Path, name: str = "run", **changes: Any) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     path = root / f"{name}.yaml"
     path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+#: Everything a run makes, in its order: how its folder begins -> the moment in it when something is there and its manifest is not.
+MOMENTS: dict[str, Moment] = {
+    "models/toxic-gpt2": some("models/toxic-gpt2-*/.checkpoints/committed.json"),
+    "stages/corpus-unidetox": some("stages/corpus-unidetox-*/parts/shard-00001.parquet"),
+    "stages/search": some("stages/search-*/trials/*/.checkpoints/committed.json"),
+    "models/gpt2-unidetox": some("models/gpt2-unidetox-*/.checkpoints/committed.json"),
+    "models/opt-unidetox": some("models/opt-unidetox-*/.checkpoints/committed.json"),
+    "stages/generate": some("stages/generate-*/parts/*.parquet"),
+    "stages/score": some("stages/score-*/parts/*.parquet"),
+}
+#: What a run puts beside those folders at its end.
+_ENDS = (
+    "results.*",
+    "report.*",
+    "scores.parquet",
+    "generations.parquet",
+    "corpus.*",
+    "search.json",
+    "leaderboard.*",
+)
+
+
+def begun(finished: Path, root: Path, redo: Sequence[str], **changes: Any) -> Path:
+    """The experiment of the finished run in a folder of its own, in which these of MOMENTS are still to be done."""
+    path = experiment(root, **{"cache": str(finished.parents[2] / "cache"), **changes})
+    storage = Path(json.loads(path.read_text())["storage"])
+    copy = storage / finished.name
+    shutil.copytree(finished, copy)
+    for pattern in (*(f"{start}-*" for start in redo), *_ENDS):
+        found = list(copy.glob(pattern))
+        assert found, f"nothing there to be done again: {pattern}"
+        for each in found:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
     return path
 
 
@@ -89,7 +134,7 @@ class Driver:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def until(self, moment: Callable[[Path], bool]) -> None:
+    def until(self, moment: Moment) -> None:
         """Wait for a moment in the run folder; AssertionError when the driver ends before or never gets there."""
         deadline = time.monotonic() + PATIENCE
         while not moment(self.folder):
@@ -126,13 +171,6 @@ class Driver:
         self.process.send_signal(number)
         self.process.wait(PATIENCE)
         return descendants
-
-
-def run(path: Path, *arguments: str, **environment: str) -> Driver:
-    """A driver that has ended."""
-    driver = Driver(path, arguments, environment)
-    driver.wait()
-    return driver
 
 
 #: Ray's helpers of a node that was killed try for 60 s (fixed in Ray 2.60) to tell a cluster that is gone. They hold no work.

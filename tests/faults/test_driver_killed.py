@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from drivers import Driver, experiment, gone, leftovers, same_results
+from drivers import MOMENTS, Driver, experiment, gone, leftovers, same_results, some
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-
-Moment = Callable[[Path], bool]
-
-
-def some(pattern: str) -> Moment:
-    return lambda folder: any(folder.glob(pattern))
-
-
-#: stage -> the moment in it: something of it is there, its manifest is not.
-MOMENTS: dict[str, Moment] = {
-    "toxic": some("models/toxic-gpt2-*/.checkpoints/committed.json"),
-    "corpus": some("stages/corpus-unidetox-*/parts/shard-00001.parquet"),
-    "search": some("stages/search-*/trials/*/.checkpoints/committed.json"),
-    "finetune": some("models/gpt2-unidetox-*/.checkpoints/committed.json"),
-    "generate": some("stages/generate-*/parts/*.parquet"),
-    "score": some("stages/score-*/parts/*.parquet"),
-    "report": some("results.json"),
-}
 
 
 def manifests(folder: Path) -> dict[str, int]:
@@ -40,7 +21,9 @@ def manifests(folder: Path) -> dict[str, int]:
 def test_a_driver_killed_in_every_stage_goes_on_and_ends_with_the_same(place, undisturbed):
     path = experiment(place / "killed")
     finished: dict[str, int] = {}
-    for stage, moment in MOMENTS.items():
+    for stage, moment in {**MOMENTS, "report": some("results.json")}.items():
+        if stage == "models/opt-unidetox":  # trained beside GPT-2, at whose moment the driver was killed
+            continue
         driver = Driver(path)
         driver.until(moment)
         orphans = driver.kill()
@@ -59,13 +42,12 @@ def test_a_driver_killed_in_every_stage_goes_on_and_ends_with_the_same(place, un
     assert leftovers(driver.folder) == []
 
 
-def test_a_driver_killed_while_it_pre_trains_leaves_a_cache_that_the_next_repairs(tmp_path, undisturbed):
-    path = experiment(tmp_path / "killed", cache=str(tmp_path / "cache"))
+def test_a_driver_killed_while_it_pre_trains_leaves_a_cache_that_the_next_repairs(tmp_path):
+    cache = tmp_path / "cache"
+    path = experiment(tmp_path / "killed", cache=str(cache))
     driver = Driver(path, ("--until", "models"))
-    driver.until(
-        lambda _: any((tmp_path / "cache").glob("*/config.json")) or any((tmp_path / "cache").glob("*/"))
-    )
+    driver.until(lambda _: any(cache.glob("*/")))
     assert gone(driver.kill()) == []
     driver = Driver(path, ("--until", "models"))
     assert driver.wait() == 0, driver.output
-    assert os.listdir(tmp_path / "cache") and not any((tmp_path / "cache").glob("*/.*"))
+    assert os.listdir(cache) and not any(cache.glob("*/.*"))

@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from drivers import Driver, experiment, gone, leftovers, same_results
+from drivers import MOMENTS, Driver, begun, gone, leftovers, same_results
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -17,25 +17,30 @@ def statuses(root) -> set[str]:
         return {status for (status,) in database.execute("SELECT status FROM runs")}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_everything_and_the_same_command_goes_on(number, code, place, undisturbed):
-    root = place / f"signal-{int(number)}"
-    driver = Driver(experiment(root))
-    driver.until(lambda folder: any(folder.glob("models/gpt2-unidetox-*/.checkpoints/committed.json")))
-    children = driver.kill(number)
-    assert driver.process.returncode == code, driver.output
-    assert gone(children) == []
-    assert "RUNNING" not in statuses(root) and "KILLED" in statuses(root)
-    driver = Driver(driver.path)
+@pytest.mark.brief
+def test_signals_end_everything_and_the_same_command_goes_on(tmp_path, undisturbed):
+    path = begun(undisturbed, tmp_path, ("models/gpt2-unidetox", "stages/generate", "stages/score"))
+    for number, code, stage in (
+        (signal.SIGTERM, 143, "models/gpt2-unidetox"),
+        (signal.SIGINT, 130, "stages/generate"),
+    ):
+        driver = Driver(path)
+        driver.until(MOMENTS[stage])
+        children = driver.kill(number)
+        assert driver.process.returncode == code, driver.output
+        assert gone(children) == []
+        assert "RUNNING" not in statuses(tmp_path) and "KILLED" in statuses(tmp_path)
+    driver = Driver(path)
     assert driver.wait() == 0, driver.output
-    assert statuses(root) == {"FINISHED"}
+    assert statuses(tmp_path) == {"FINISHED"}
     same_results(driver.folder, undisturbed)
     assert leftovers(driver.folder) == []
 
 
-def test_two_submissions_of_one_run(place, undisturbed):
-    first = Driver(experiment(place / "twice"))
-    first.until(lambda folder: any(folder.glob("stages/corpus-unidetox-*/parts/*.parquet")))
+@pytest.mark.brief
+def test_two_submissions_of_one_run(tmp_path, undisturbed):
+    first = Driver(begun(undisturbed, tmp_path, ("stages/generate",)))
+    first.until(MOMENTS["stages/generate"])
     second = Driver(first.path)
     assert second.wait() == 2
     assert f"is being written by process {first.process.pid}" in second.output

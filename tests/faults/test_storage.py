@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from drivers import Driver, experiment, leftovers, same_results
+from drivers import MOMENTS, Driver, begun, experiment, leftovers, same_results
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -50,6 +50,7 @@ def test_a_full_disk_is_one_line_and_more_space_is_enough(mounted, tmp_path, pla
     assert leftovers(driver.folder) == []
 
 
+@pytest.mark.brief
 def test_a_read_only_storage_is_refused_in_one_line(mounted, tmp_path, place):
     disk = mounted("disk", 4096)
     path = experiment(tmp_path / "fixed", storage=str(disk), cache=str(place / "cache"))
@@ -60,16 +61,15 @@ def test_a_read_only_storage_is_refused_in_one_line(mounted, tmp_path, place):
     assert len(lines) == 1 and "cannot be made or written" in lines[0], driver.output
 
 
-def test_storage_that_vanishes_and_comes_back(tmp_path, place, undisturbed):
-    path = experiment(tmp_path / "vanishing", cache=str(place / "cache"))
-    driver = Driver(path)
-    driver.until(lambda folder: any(folder.glob("stages/generate-*/parts/*.parquet")))
-    storage, away = tmp_path / "vanishing" / "runs", tmp_path / "away"
+def test_storage_that_vanishes_and_comes_back(tmp_path, undisturbed):
+    driver = Driver(begun(undisturbed, tmp_path, ("stages/generate", "stages/score")))
+    driver.until(MOMENTS["stages/generate"])
+    storage, away = tmp_path / "runs", tmp_path / "away"
     shutil.move(storage, away)
     assert driver.wait() != 0, "nobody noticed that the storage was gone"
     shutil.rmtree(storage, ignore_errors=True)
     shutil.move(away, storage)
-    driver = Driver(path)
+    driver = Driver(driver.path)
     assert driver.wait() == 0, driver.output
     same_results(driver.folder, undisturbed)
     assert leftovers(driver.folder) == []

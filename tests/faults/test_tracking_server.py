@@ -11,7 +11,7 @@ import time
 import urllib.request
 
 import pytest
-from drivers import Driver, experiment, same_results
+from drivers import MOMENTS, Driver, begun, experiment, same_results
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -74,15 +74,14 @@ def test_a_server_that_is_down_at_the_start_is_one_line_before_any_work(server, 
     assert not (driver.folder / "stages").exists()
 
 
-def test_a_server_that_goes_away_in_the_middle_and_comes_back(server, tmp_path, place, undisturbed):
+def test_a_server_that_goes_away_in_the_middle_and_comes_back(server, tmp_path, undisturbed):
     server.start()
-    path = experiment(
-        tmp_path / "away", cache=str(place / "cache"), tracking={"uri": server.uri, "patience": 120}
-    )
+    redo = ("stages/corpus-unidetox", "stages/generate", "stages/score")
+    path = begun(undisturbed, tmp_path / "away", redo, tracking={"uri": server.uri, "patience": 120})
     driver = Driver(path, environment={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"})
-    driver.until(lambda folder: any(folder.glob("stages/corpus-unidetox-*/parts/*.parquet")))
+    driver.until(MOMENTS["stages/corpus-unidetox"])
     server.stop()
-    driver.until(lambda folder: any(folder.glob("stages/score-*/parts/*.parquet")))
+    driver.until(MOMENTS["stages/score"])
     server.start()
     assert driver.wait() == 0, driver.output
     assert "the run goes on" in driver.output and "is back" in driver.output
@@ -91,14 +90,13 @@ def test_a_server_that_goes_away_in_the_middle_and_comes_back(server, tmp_path, 
 
 
 def test_a_server_that_stays_away_loses_no_result_and_the_same_command_records_it(
-    server, tmp_path, place, undisturbed
+    server, tmp_path, undisturbed
 ):
     server.start()
-    path = experiment(
-        tmp_path / "lost", cache=str(place / "cache"), tracking={"uri": server.uri, "patience": 1}
-    )
+    redo = ("stages/generate", "stages/score")
+    path = begun(undisturbed, tmp_path / "lost", redo, tracking={"uri": server.uri, "patience": 1})
     driver = Driver(path, environment={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"})
-    driver.until(lambda folder: any(folder.glob("stages/generate-*/parts/*.parquet")))
+    driver.until(MOMENTS["stages/generate"])
     server.stop()
     assert driver.wait() == 1
     assert "the same command again records them" in driver.output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from drivers import Driver, experiment, gone, leftovers, same_results
+from drivers import MOMENTS, Driver, begun, experiment, gone, leftovers, same_results
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -43,54 +43,44 @@ if os.environ.get("POISON"):
 """
 
 
-def kill_one(driver: Driver, title: str, ready: Path | None = None) -> int:
-    """SIGKILL the first worker of this title that does its work; returns its number."""
+#: How the process is titled that does the work of each.
+WORKERS = {
+    "models/toxic-gpt2": "RayTrainWorker", "stages/corpus-unidetox": "MapWorker", "stages/search": "ImplicitFunc",
+    "models/gpt2-unidetox": "RayTrainWorker", "stages/generate": "MapWorker", "stages/score": "MapWorker",
+}  # fmt: skip
+
+
+def kill_one(driver: Driver, title: str) -> None:
+    """SIGKILL a worker of this title."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for worker in driver.workers(title):
-            worker.kill()
-            assert gone([worker]) == []
-            return int(worker.pid)
+    while not (found := driver.workers(title)):
         assert driver.process.poll() is None, driver.output
+        assert time.monotonic() < deadline, f"no worker called {title}:\n{driver.output}"
         time.sleep(0.02)
-    raise AssertionError(f"no worker called {title}:\n{driver.output}")
+    found[0].kill()
+    assert gone(found[:1]) == []
 
 
-@pytest.mark.parametrize("stage", ["corpus-unidetox", "generate", "score"])
-def test_a_killed_order_worker_is_replaced(stage, place, undisturbed):
-    driver = Driver(experiment(place / f"worker-{stage}"))
-    driver.until(lambda folder: any(folder.glob(f"stages/{stage}-*/parts/*.parquet")))
-    kill_one(driver, "MapWorker")
+def test_a_worker_killed_in_every_stage_is_replaced_and_the_run_ends_with_the_same(place, undisturbed):
+    driver = Driver(experiment(place / "workers"))
+    for stage, title in WORKERS.items():
+        driver.until(MOMENTS[stage])
+        kill_one(driver, title)
     assert driver.wait() == 0, driver.output
     same_results(driver.folder, undisturbed)
     assert leftovers(driver.folder) == []
 
 
-@pytest.mark.parametrize("model", ["toxic-gpt2", "opt-unidetox-s5"])
-def test_a_killed_training_worker_goes_on_from_its_checkpoint(model, place, undisturbed):
-    driver = Driver(experiment(place / f"training-{model}"))
-    driver.until(lambda folder: any(folder.glob(f"models/{model}-*/.checkpoints/committed.json")))
-    kill_one(driver, "RayTrainWorker")
-    assert driver.wait() == 0, driver.output
-    same_results(driver.folder, undisturbed)
-    assert leftovers(driver.folder) == []
-
-
-def test_a_killed_trial_is_tried_again(place, undisturbed):
-    driver = Driver(experiment(place / "trial"))
-    driver.until(lambda folder: any(folder.glob("stages/search-*/trials/*/.checkpoints/committed.json")))
-    kill_one(driver, "ImplicitFunc")
-    assert driver.wait() == 0, driver.output
-    same_results(driver.folder, undisturbed)
-    assert leftovers(driver.folder) == []
-
-
-def test_a_row_that_kills_every_worker_costs_itself_alone(place, undisturbed, tmp_path):
+@pytest.mark.brief
+def test_a_row_that_kills_every_worker_costs_itself_alone(undisturbed, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(POISON)
     prompts = pl.read_parquet(undisturbed / "generations.parquet")["prompt_id"].unique(maintain_order=True)
     poison = prompts[3]
     environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}", "POISON": poison}
-    path = experiment(place / "poison", cluster={"num_cpus": 2, "prompts_per_order": 6, "max_restarts": 1})
+    path = begun(
+        undisturbed, tmp_path / "poison", ("stages/generate", "stages/score"),
+        cluster={"num_cpus": 2, "prompts_per_order": 2, "max_restarts": 1},
+    )  # fmt: skip
     driver = Driver(path, environment=environment)
     assert driver.wait() == 0, driver.output
     mine, theirs = (

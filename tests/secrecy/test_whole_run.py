@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.xdist_group("watched")]
 
 #: One for each place, so that a find says which leaked; none has a form that a pattern knows.
 CANARIES = {name: f"canary-{index}-b81f0c4e7a-{name.lower()}" for index, name in enumerate((

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from unidetox_ray.errors import StageError
+from unidetox_ray.stages.deaths import tried_again
 from unidetox_ray.stages.recovery import Recovery
 
 
@@ -91,3 +92,23 @@ def test_workers_that_always_die_are_one_error(tmp_path):
 def test_orders_that_cannot_be_halved_are_one_error(tmp_path):
     with pytest.raises(StageError, match=r"1 of 4 orders \(order-1 first\) killed their worker 3 times"):
         recovered(tmp_path, [10], tries=3, worker=object)
+
+
+def test_what_died_is_tried_again_and_what_failed_is_not():
+    asked = []
+
+    def attempt(waiting, number):
+        asked.append(list(waiting))
+        outcomes = {
+            "dies once": ["dead", None],
+            "dies": ["dead", "dead"],
+            "fails": ["broken"],
+            "is fine": [None],
+        }
+        return {name: outcomes[name][number] for name in waiting if outcomes[name][number]}
+
+    errors = tried_again(
+        ["dies once", "dies", "fails", "is fine"], 2, str, attempt, lambda error: error == "dead"
+    )
+    assert asked == [["dies once", "dies", "fails", "is fine"], ["dies once", "dies"]]
+    assert errors == {"dies": "dead", "fails": "broken"}

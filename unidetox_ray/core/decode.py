@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unidetox_ray.core.graphs import EagerStep, step_for
 from unidetox_ray.core.lockstep import LockStep
-from unidetox_ray.core.logits import PLAIN, Mixture, Sampling, draw, filtered
+from unidetox_ray.core.logits import NOTHING, PLAIN, Mixture, Sampling, draw, filtered
 from unidetox_ray.core.memory import chosen_rows, with_fewer_rows
 from unidetox_ray.core.runner import Runner
 
@@ -32,10 +32,15 @@ _LOOK_EVERY_ELSEWHERE = 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """One sequence: its new ids without the end token, and whether an end token stopped it."""
+    """One sequence: its new ids without the end token, and whether an end token stopped it.
+
+    broken: the models' scores stopped being finite behind the last id (a diverged model, or float16 that overflowed), so that
+    there is no next token.
+    """
 
     ids: list[int]
     ended: bool
+    broken: bool = False
 
 
 def decode(
@@ -127,6 +132,7 @@ class _Job:
         self.tokens = np.zeros((total, max_new_tokens), dtype=np.int64)
         self.lengths = np.zeros(total, dtype=np.int64)  # tokens so far, without the end token
         self.ended = np.zeros(total, dtype=bool)
+        self.broken = np.zeros(total, dtype=bool)
         # Longest first: what does not fit fails before anything is spent, and neighbours pad each other little.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         self.queue = deque(number * copies + copy for number in order for copy in range(copies))
@@ -157,12 +163,14 @@ class _Job:
                 self._shrink()
                 self._steps()
         return [
-            Decoded(row[:length].tolist(), bool(ended))
-            for row, length, ended in zip(self.tokens, self.lengths, self.ended, strict=True)
+            Decoded(row[:length].tolist(), bool(ended), bool(broken))
+            for row, length, ended, broken in zip(
+                self.tokens, self.lengths, self.ended, self.broken, strict=True
+            )
         ]
 
     def _finished(self) -> int:
-        return int((self.ended | (self.lengths == self.limit)).sum())
+        return int((self.ended | self.broken | (self.lengths == self.limit)).sum())
 
     def _admit(self) -> None:
         """Give free rows to sequences from the queue, and draw their first tokens."""
@@ -216,12 +224,14 @@ class _Job:
         for tokens in drawn:
             used = self.holds[places] >= 0
             sequences, new = self.holds[places][used], tokens[used]
-            stops = np.isin(new, self.ends)
-            going = sequences[~stops]
-            self.tokens[going, self.lengths[going]] = new[~stops]
+            stops, lost = np.isin(new, self.ends), new == NOTHING
+            goes = ~(stops | lost)
+            going = sequences[goes]
+            self.tokens[going, self.lengths[going]] = new[goes]
             self.lengths[going] += 1
             self.ended[sequences[stops]] = True
-            over = self.ended[sequences] | (self.lengths[sequences] == self.limit)
+            self.broken[sequences[lost]] = True
+            over = ~goes | (self.lengths[sequences] == self.limit)
             self.holds[places[used][over]] = -1
 
     def _padded(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -254,16 +264,16 @@ def decode_slowly(
     device = next(models[0].parameters()).device
     results = []
     for row in range(len(prompts) * copies):
-        prefix, ended = list(prompts[row // copies]), False
+        prefix, ended, broken = list(prompts[row // copies]), False, False
         new: list[int] = []
         for step in range(max_new_tokens):
             ids = torch.tensor([prefix + new], device=device)
             logits = [model(input_ids=ids, use_cache=False).logits[:, -1] for model in models]
             scores = filtered(mixture.scores(logits), sampling)
             token = int(draw(scores, uniform[row : row + 1, step].to(device)))
-            if token in end_ids:
-                ended = True
+            ended, broken = token in end_ids, token == NOTHING
+            if ended or broken:
                 break
             new.append(token)
-        results.append(Decoded(new, ended))
+        results.append(Decoded(new, ended, broken))
     return results

@@ -55,14 +55,14 @@ class EagerStep:
 
     @torch.inference_mode()
     def __call__(self, last: Tensor, numbers: Tensor) -> Tensor:
-        """n tokens for every row.
+        """n tokens for every row; what follows a NOTHING in a row means nothing.
 
         last: (B,) int64, the tokens drawn before. numbers: (n, B) float64 in [0, 1), each row's next uniform numbers.
         Both on the models' device. Returns (n, B) int64, a new tensor.
         """
         drawn = []
         for uniform in numbers:
-            last = self.draw(self.models.step(last), uniform)
+            last = self.draw(self.models.step(_readable(last)), uniform)
             drawn.append(last)
         return torch.stack(drawn)
 
@@ -122,7 +122,7 @@ class GraphedStep(EagerStep):
 
     def _one(self, last: Tensor, uniform: Tensor) -> Tensor:
         if self.reason is not None:
-            return self.draw(self.models.step(last), uniform)
+            return self.draw(self.models.step(_readable(last)), uniform)
         rows, longest = last.shape[0], self.bucket()
         if self._tokens.shape[0] != rows:
             # The graphs so far read and write buffers of another size.
@@ -142,7 +142,7 @@ class GraphedStep(EagerStep):
         else:
             work = self._captured_work(longest)
             if work is None:
-                return self.draw(self.models.step(last), uniform)
+                return self.draw(self.models.step(_readable(last)), uniform)
             self._ready[key] = work
             work()
         for runner in self._runners:
@@ -156,7 +156,8 @@ class GraphedStep(EagerStep):
 
     def _work(self, longest: int) -> None:
         """The device's part of a step, from the static inputs to the static output."""
-        logits = self.models.each(lambda runner: cast(Capturable, runner).compute(self._tokens, longest))
+        tokens = _readable(self._tokens)
+        logits = self.models.each(lambda runner: cast(Capturable, runner).compute(tokens, longest))
         self._tokens.copy_(self.draw(logits, self._numbers))
 
     def _captured_work(self, longest: int) -> Work | None:
@@ -208,6 +209,11 @@ class _CudaCapture:
                 work()
         replay: Work = graph.replay
         return replay
+
+
+def _readable(tokens: Tensor) -> Tensor:
+    """A row that drew NOTHING reads token 0: an index outside the embedding ends a GPU's process."""
+    return tokens.clamp(min=0)
 
 
 def why_not_graphed(models: LockStep, mixture: Mixture, sampling: Sampling) -> str | None:

@@ -19,8 +19,9 @@ _NEAR = 1024
 def crossing(mass: Tensor, bound: Callable[[Tensor], Tensor]) -> Tensor:
     """For each row the first index at which the running sum exceeds a bound.
 
-    mass: (B, V) float32, >= 0, finite. bound: given the rows' totals (B,) float64 it returns the bounds (B,) float64.
-    Returns (B,) int64; where the running sum never exceeds the bound, the last index with mass (0 in a row of zeros).
+    mass: (B, V) float32, >= 0. bound: given the rows' totals (B,) float64 it returns the bounds (B,) float64.
+    Returns (B,) int64; where the running sum never exceeds the bound, the last index with mass (0 in a row of zeros). In a row
+    whose total is not finite the index means nothing, but is one of the row.
     """
     size = mass.shape[1]
     width = 32 if size <= 4096 else 256
@@ -40,7 +41,7 @@ def crossing(mass: Tensor, bound: Callable[[Tensor], Tensor]) -> Tensor:
     place = torch.searchsorted(running, limit, right=True)
     # Block sums and running sums round differently: the crossing stays inside its block, on an index with mass.
     place = torch.minimum(place, torch.searchsorted(running, running[:, -1:].contiguous()))
-    return (block * width + place).squeeze(-1)
+    return (block * width + place).squeeze(-1).clamp_(max=size - 1)
 
 
 def smallest_of_top_k(values: Tensor, k: int) -> Tensor:

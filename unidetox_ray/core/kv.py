@@ -120,6 +120,7 @@ class StaticCache:
         for layer in range(len(self.flat)):
             for part in (self.keys(layer), self.values(layer)):
                 part[:count, :, :size] = part[rows, :, :size]
+                part[:count, :, size:].zero_()  # see `_wipe`: the rows that were here before may be broken
         self.lengths[:count] = self.lengths[rows]
         self.lengths[count:total] = 0
         self.host[:count] = self.host[host_rows]

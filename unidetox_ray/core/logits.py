@@ -18,6 +18,8 @@ from torch import Tensor
 from unidetox_ray.core.inversion import nucleus_border, smallest_of_top_k
 
 NEVER = float("-inf")
+#: What is drawn in a row that holds NaN or infinity, or nothing but -inf: no token at all.
+NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     """One token a row by inversion of the cumulative distribution, written out plainly.
 
     scores: (B, V) float32 unnormalised log-probabilities. uniform: (B,) float64 in [0, 1).
-    Returns (B,) int64. A row's draw depends on that row alone. Tokens at -inf are never drawn.
+    Returns (B,) int64, NOTHING where a row has no finite probabilities. A row's draw depends on that row alone. Tokens at
+    -inf are never drawn.
     """
     cumulative = torch.softmax(scores, dim=-1).double().cumsum(dim=-1)
     total = cumulative[..., -1:].contiguous()
@@ -156,4 +159,5 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     # right=True: a threshold that equals a step of the sum belongs to the next token with mass.
     token = torch.searchsorted(cumulative, threshold, right=True)
     # u < 1 may still round up to the total; then it is the last token with mass.
-    return torch.minimum(token, torch.searchsorted(cumulative, total)).squeeze(-1)
+    token = torch.minimum(token, torch.searchsorted(cumulative, total))
+    return torch.where(total.isfinite(), token, NOTHING).squeeze(-1)

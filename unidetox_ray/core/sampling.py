@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from unidetox_ray.core.inversion import crossing, nucleus_border
-from unidetox_ray.core.logits import Mixture, Sampling, keep_top_k
+from unidetox_ray.core.logits import NOTHING, Mixture, Sampling, keep_top_k
 
 
 def sample(logits: Sequence[Tensor], mixture: Mixture, sampling: Sampling, uniform: Tensor) -> Tensor:
     """One token a row: mixture, temperature, top-k, top-p, then inversion by the row's number.
 
-    logits: (B, V) per model, any dtype, left unchanged. uniform: (B,) float64 in [0, 1). Returns (B,) int64.
-    Equals `draw(filtered(mixture.scores(logits), sampling), uniform)` up to rounding of the running sum (about
+    logits: (B, V) per model, any dtype, left unchanged. uniform: (B,) float64 in [0, 1). Returns (B,) int64,
+    NOTHING where a row has no finite probabilities. Equals `draw(filtered(mixture.scores(logits), sampling), uniform)` up to rounding of the running sum (about
     1e-7 of the unit interval). A row's token depends on that row alone, bit for bit; a token that the mixture or a
     filter put at -inf is never drawn.
     """
@@ -30,4 +30,11 @@ def sample(logits: Sequence[Tensor], mixture: Mixture, sampling: Sampling, unifo
         kept = torch.ge(probability, border, out=torch.empty_like(probability))
         probability = kept.mul_(probability)
     numbers = uniform.to(probability.device)
-    return crossing(probability, lambda total: numbers * total)
+    totals: list[Tensor] = []
+
+    def bound(total: Tensor) -> Tensor:
+        totals.append(total)
+        return numbers * total
+
+    token = crossing(probability, bound)
+    return torch.where(totals[0].isfinite(), token, NOTHING)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unidetox_ray.core.decode import Decoded
 from unidetox_ray.core.lm import CachedLM, left_padded
-from unidetox_ray.core.logits import Mixture, Sampling, draw, filtered
+from unidetox_ray.core.logits import NOTHING, Mixture, Sampling, draw, filtered
 
 
 @torch.inference_mode()
@@ -40,14 +40,17 @@ def decode_shared_cache(
     device = next(models[0].parameters()).device
     ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_id))
     uniform = uniform.to(device)
-    ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
+    ends = torch.tensor([*end_ids, NOTHING], dtype=torch.long, device=device)
     lms = [CachedLM(model) for model in models]
     logits = [lm.prefill(ids, mask) for lm in lms]
     tokens = torch.full((rows, max_new_tokens), pad_id, dtype=torch.long, device=device)
     lengths = torch.full((rows,), max_new_tokens, dtype=torch.long, device=device)
+    broken = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         token = draw(filtered(mixture.scores(logits), sampling), uniform[:, step])
+        broken |= (token == NOTHING) & (lengths == max_new_tokens)
         lengths[torch.isin(token, ends) & (lengths == max_new_tokens)] = step
+        token = token.clamp(min=0)
         tokens[:, step] = token
         if step + 1 == max_new_tokens or bool((lengths <= step).all()):
             break
@@ -55,6 +58,6 @@ def decode_shared_cache(
         first = lms[0].step(token)
         logits = [first, *(lm.step(token, cache) for lm, cache in zip(lms[1:], handed, strict=True))]
     return [
-        Decoded(row[:length], length < max_new_tokens)
-        for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)
+        Decoded(row[:length], length < max_new_tokens and not lost, lost)
+        for row, length, lost in zip(tokens.tolist(), lengths.tolist(), broken.tolist(), strict=True)
     ]

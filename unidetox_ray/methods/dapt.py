@@ -5,12 +5,12 @@ The baseline of `sgeat` that samples nothing: the paper's is the lowest-toxicity
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from unidetox_ray.methods.base import CorpusMethod
-from unidetox_ray.methods.clean_text import CLEAN
+from unidetox_ray.methods.clean_text import recipe
 from unidetox_ray.methods.filtered import Filtered, training
-from unidetox_ray.settings import CorpusSection, Share
+from unidetox_ray.settings import Share
 
 
 class Settings(Filtered):
@@ -20,10 +20,6 @@ class Settings(Filtered):
     """Share of all documents that is kept, the least toxic (Gehman et al. 2020: 2 %)."""
     fill: Literal["tokens", "documents"] = "tokens"
     """How kept documents become texts, as in `clean_text`. tokens: joined until a text is full. documents: one a text."""
-
-
-def recipe(settings: Any, section: CorpusSection) -> CorpusSection:
-    return section.model_copy(update={"source": settings.source or CLEAN})
 
 
 METHOD = CorpusMethod(

@@ -17,6 +17,9 @@ from unidetox_ray.families.loading import encode, special_ids
 from unidetox_ray.families.runners import runner_of
 from unidetox_ray.settings import EvaluateSection
 
+#: A continuation that failed, but for the reason.
+_NOTHING = {"text": None, "n_tokens": None, "ended": None}
+
 
 def continuations(
     model: Any,
@@ -70,10 +73,9 @@ class _Work:
             if len(prompts) > 1:
                 middle = len(prompts) // 2
                 return self.attempt(prompts[:middle]) + self.attempt(prompts[middle:])
-            nothing: dict[str, Any] = {"text": None, "n_tokens": None, "ended": None}
-            nothing["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            failed = {**_NOTHING, "error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
             rows = [
-                [self._row(prompts[0][0], sample, nothing) for sample in range(self.settings.continuations)]
+                [self._row(prompts[0][0], sample, failed) for sample in range(self.settings.continuations)]
             ]
         if self.progress:
             self.progress(sum(len(mine) for mine in rows))
@@ -118,6 +120,13 @@ class _Work:
     def _made(
         self, prompt: tuple[str, str], prompt_ids: list[int], sample: int, sequence: Decoded
     ) -> dict[str, Any]:
+        if sequence.broken:
+            problem = f"the model's scores are not finite behind {len(sequence.ids)} new tokens"
+            return self._row(
+                prompt[0],
+                sample,
+                {**_NOTHING, "error": f"{problem} (it has diverged, or its precision overflows)"},
+            )
         text = continuation_text(
             self.tokenizer, prompt[1], prompt_ids, sequence.ids, self.settings.prefix_cut
         )

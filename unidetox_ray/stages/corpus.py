@@ -25,7 +25,7 @@ from unidetox_ray.artifacts import (
     write_parquet,
 )
 from unidetox_ray.config import MethodEntry, checked, hashable
-from unidetox_ray.errors import DataError, StageError
+from unidetox_ray.errors import DataError, ModelError, StageError
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection
@@ -56,6 +56,7 @@ class CorpusWorker:
             for m in settings["models"]
         ]
         self.ids = special_ids(self.tokenizer, self.models[0].config)
+        self.names = [str(m.get("name") or m["path"]) for m in settings["models"]]
 
     def work(self, order: dict[str, Any]) -> pl.DataFrame | Done:
         section = self.section
@@ -86,8 +87,16 @@ class CorpusWorker:
             "sampling": Sampling(section.temperature, section.top_k, section.top_p),
         }  # fmt: skip
         if section.kv_cache == "shared":
-            return decode_shared_cache(self.models, prompts, **how)
-        return decode([runner_of(model) for model in self.models], prompts, **how)
+            found = decode_shared_cache(self.models, prompts, **how)
+        else:
+            found = decode([runner_of(model) for model in self.models], prompts, **how)
+        if any(sequence.broken for sequence in found):
+            names = " or ".join(self.names)
+            raise ModelError(
+                f"{names}: the scores are not finite; the model has diverged (train it with a lower lr) or overflows "
+                f"(corpus.precision is {section.precision})"
+            )
+        return found
 
     def text_of(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

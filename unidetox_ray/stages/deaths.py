@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+E = TypeVar("E")
+
 #: Of Ray and Ray Train, for a process that was killed, crashed, or went with its node; by name, as they wrap each other.
 _DEATHS = {
     "RayActorError", "ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError",
@@ -20,6 +26,29 @@ def died(problem: BaseException | None) -> bool:
     found = list(_inside(problem))
     named = [each for each in found if f"{UnidetoxError.__module__}." in str(each)]
     return not named and any(_is_death(each) for each in found)
+
+
+def tried_again(
+    waiting: Sequence[T],
+    tries: int,
+    name: Callable[[T], str],
+    attempt: Callable[[Sequence[T], int], dict[str, E]],
+    deadly: Callable[[E], bool],
+) -> dict[str, E]:
+    """What went wrong, by name, in the last of at most `tries` attempts at each; only what died is attempted again.
+
+    attempt: told what is waiting and its own number, from 0; returns what went wrong with which.
+    """
+    errors: dict[str, E] = {}
+    for number in range(tries):
+        if not waiting:
+            break
+        found = attempt(waiting, number)
+        for each in waiting:
+            errors.pop(name(each), None)
+        errors |= found
+        waiting = [each for each in waiting if name(each) in found and deadly(found[name(each)])]
+    return errors
 
 
 def _is_death(problem: BaseException) -> bool:

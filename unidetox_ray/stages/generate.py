@@ -25,6 +25,7 @@ from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.opening import OpenModel, weight_bytes
 from unidetox_ray.stages.orders import Done, clear_parts, facts_of, fulfil
+from unidetox_ray.stages.recovery import halved
 
 #: Fields of `evaluate` that shape the text, and nothing that only shapes its judgement.
 TEXT_FIELDS = {
@@ -76,21 +77,7 @@ class GenerateWorker:
     @staticmethod
     def split(order: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Halves by prompts."""
-        half = order["prompts"] // 2
-        if half == 0:
-            return []
-        samples = order["rows"] // order["prompts"]
-        parts = ((order["first"], half), (order["first"] + half, order["prompts"] - half))
-        return [
-            {
-                **order,
-                "id": f"{order['id']}.{place}",
-                "first": first,
-                "prompts": count,
-                "rows": count * samples,
-            }
-            for place, (first, count) in enumerate(parts)
-        ]
+        return halved(order, "prompts")
 
     @staticmethod
     def failed(order: Mapping[str, Any], settings: Mapping[str, Any], reason: str) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from unidetox_ray.artifacts import private_folder, write_parquet
 from unidetox_ray.core.batching import device_lost
 from unidetox_ray.errors import StageError, UnidetoxError, kind_named
 from unidetox_ray.stages.context import Context
-from unidetox_ray.stages.recovery import Recovery
+from unidetox_ray.stages.recovery import Recovery, part_of
 
 Progress = Callable[[int, int], None]
 _FACTS = "unidetox.facts"
@@ -60,7 +60,7 @@ class Lot:
     @property
     def missing(self) -> list[Mapping[str, Any]]:
         """Orders that have no part yet."""
-        return [order for order in self.orders if not (self.parts / f"{order['id']}.parquet").exists()]
+        return [order for order in self.orders if not part_of(self.parts, order).exists()]
 
 
 class OrderActor:
@@ -92,7 +92,7 @@ class OrderActor:
             done = made if isinstance(made, Done) else Done(made)
             # In the part itself: a run that is taken up again finds them where it finds the rows.
             facts = {_FACTS: json.dumps(done.facts)} if done.facts else None
-            write_parquet(Path(parts) / f"{order['id']}.parquet", done.table, facts)
+            write_parquet(part_of(Path(parts), order), done.table, facts)
         except Exception as error:  # whatever it is, the driver ends the stage with it
             if device_lost(error):
                 # Nothing more can be done in this process; its death is retried like any other, in a new one.
@@ -134,7 +134,7 @@ def fulfil(
     Recovery(lot.parts, one_pass, worker, settings, tries, context.display.say).run(orders)
     tables = []
     for order in orders:
-        table = pl.read_parquet(lot.parts / f"{order['id']}.parquet")
+        table = pl.read_parquet(part_of(lot.parts, order))
         if table.height != order["rows"]:
             raise StageError(
                 f"{folder.name}: order {order['id']} has {table.height} rows, expected {order['rows']}; "
@@ -240,7 +240,7 @@ def facts_of(folder: Path, orders: Sequence[Mapping[str, Any]]) -> dict[str, dic
     `clear_parts`."""
     found = {}
     for order in orders:
-        stored = pl.read_parquet_metadata(folder / "parts" / f"{order['id']}.parquet").get(_FACTS)
+        stored = pl.read_parquet_metadata(part_of(folder / "parts", order)).get(_FACTS)
         found[str(order["id"])] = json.loads(stored) if stored else {}
     return found
 
@@ -250,4 +250,4 @@ def clear_parts(folder: Path, only: Sequence[str] | None = None) -> None:
     if only is None:
         shutil.rmtree(folder / "parts", ignore_errors=True)
     for name in only or ():
-        (folder / "parts" / f"{name}.parquet").unlink(missing_ok=True)
+        part_of(folder / "parts", {"id": name}).unlink(missing_ok=True)

@@ -37,6 +37,24 @@ class Divisible(Protocol):
         ...
 
 
+def part_of(parts: Path, order: Order) -> Path:
+    """The file that says by being there that the order is done."""
+    return parts / f"{order['id']}.parquet"
+
+
+def halved(order: Order, count: str) -> list[dict[str, Any]]:
+    """What `Divisible.split` returns for an order over `order[count]` places from `order["first"]`, each of equally many rows."""
+    places = int(order[count])
+    half, each = places // 2, order["rows"] // places
+    if half == 0:
+        return []
+    pieces = ((order["first"], half), (order["first"] + half, places - half))
+    return [
+        {**order, "id": f"{order['id']}.{number}", "first": first, count: size, "rows": size * each}
+        for number, (first, size) in enumerate(pieces)
+    ]
+
+
 @dataclass(frozen=True)
 class Recovery:
     """attempt: one pass over orders, which leaves a part for every order that was worked off and none for the others.
@@ -51,11 +69,8 @@ class Recovery:
     tries: int
     say: Callable[[str], None]
 
-    def part(self, order: Order) -> Path:
-        return self.parts / f"{order['id']}.parquet"
-
     def missing(self, orders: Sequence[Order]) -> list[Order]:
-        return [order for order in orders if not self.part(order).exists()]
+        return [order for order in orders if not part_of(self.parts, order).exists()]
 
     def run(self, orders: Sequence[Order]) -> None:
         """Leaves a part for every order; StageError when workers die whatever they are given."""
@@ -107,15 +122,15 @@ class Recovery:
 
     def _give_up(self, order: Order, pieces: Sequence[Order]) -> None:
         for piece in pieces:
-            self.part(piece).unlink(missing_ok=True)
+            part_of(self.parts, piece).unlink(missing_ok=True)
         reason = "killed its worker every time it was tried"
-        write_parquet(self.part(order), self.worker.failed(order, self.settings, reason))
+        write_parquet(part_of(self.parts, order), self.worker.failed(order, self.settings, reason))
 
     def _join(self, order: Order) -> pl.DataFrame:
         """The order's part, put together from its pieces', which go."""
-        if not self.part(order).exists():
+        if not part_of(self.parts, order).exists():
             pieces = self.worker.split(order)
-            write_parquet(self.part(order), pl.concat([self._join(piece) for piece in pieces]))
+            write_parquet(part_of(self.parts, order), pl.concat([self._join(piece) for piece in pieces]))
             for piece in pieces:
-                self.part(piece).unlink()
-        return pl.read_parquet(self.part(order))
+                part_of(self.parts, piece).unlink()
+        return pl.read_parquet(part_of(self.parts, order))

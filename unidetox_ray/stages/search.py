@@ -37,7 +37,7 @@ from unidetox_ray.settings import (
 )
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
-from unidetox_ray.stages.deaths import died
+from unidetox_ray.stages.deaths import died, tried_again
 from unidetox_ray.stages.finetune import cell_job, training_of
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
@@ -190,15 +190,13 @@ def run_trials(
     away must not decide which setting is chosen.
     """
     waiting = [job for job in jobs if finished(Path(job.folder), job.key) is None]
-    errors: dict[str, BaseException] = {}
-    for attempt in range(context.experiment.cluster.max_restarts + 1):
-        if not waiting:
-            break
-        found = _tune(context, waiting, search, f"{name}-{attempt}")
-        errors = {
-            job: error for job, error in errors.items() if job not in {each.name for each in waiting}
-        } | found
-        waiting = [job for job in waiting if died(found.get(job.name))]
+    errors = tried_again(
+        waiting,
+        context.experiment.cluster.max_restarts + 1,
+        lambda job: job.name,
+        lambda jobs, attempt: _tune(context, jobs, search, f"{name}-{attempt}"),
+        died,
+    )
     return {job: failure(error) for job, error in errors.items()}
 
 

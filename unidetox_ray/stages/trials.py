@@ -27,7 +27,7 @@ from unidetox_ray.artifacts import (
 )
 from unidetox_ray.errors import UnidetoxError
 from unidetox_ray.stages.context import Context
-from unidetox_ray.stages.deaths import died
+from unidetox_ray.stages.deaths import died, tried_again
 from unidetox_ray.stages.opening import OpenModel
 
 TRIAL = "trial.json"
@@ -99,23 +99,20 @@ def run_measurements(
     A trial whose process died is tried again `cluster.max_restarts` times.
     """
     waiting = [trial for trial in trials if finished(Path(trial["folder"]), trial["key"]) is None]
-    errors: dict[str, str] = {}
-    for attempt in range(context.experiment.cluster.max_restarts + 1):
-        if not waiting:
-            break
-        found, dead = _tune(context, waiting, f"{name}-{attempt}", max_concurrent)
-        errors = {
-            folder: text for folder, text in errors.items() if folder not in {t["folder"] for t in waiting}
-        }
-        errors |= found
-        waiting = [trial for trial in waiting if trial["folder"] in dead]
-    return errors
+    errors = tried_again(
+        waiting,
+        context.experiment.cluster.max_restarts + 1,
+        lambda trial: str(trial["folder"]),
+        lambda trials, attempt: _tune(context, trials, f"{name}-{attempt}", max_concurrent),
+        lambda error: error[1],
+    )
+    return {folder: text for folder, (text, _) in errors.items()}
 
 
 def _tune(
     context: Context, waiting: Sequence[dict[str, Any]], name: str, max_concurrent: int | None
-) -> tuple[dict[str, str], set[str]]:
-    """One Tune run: the errors by trial folder, and the folders of those whose process died."""
+) -> dict[str, tuple[str, bool]]:
+    """One Tune run: by folder, the errors of trials and whether it was their process that died."""
     context.connect()
     from unidetox_ray.stages.cluster import gpus_per_actor
     from unidetox_ray.stages.training import failure
@@ -141,13 +138,12 @@ def _tune(
 
     with polled(context, "tuning", "trials", len(waiting), done):
         results = tuner.fit()
-    errors, dead = {}, set()
+    errors = {}
     for index in range(len(results)):
         result = results[index]
         folder_text = str((result.config or {})["trial"])
         said = failure(result.error)[0] if result.error is not None else (result.metrics or {}).get("error")
-        if said:
-            errors[folder_text] = str(said)
-        if died(result.error):
-            dead.add(folder_text)
-    return errors, dead
+        dead = died(result.error)
+        if said or dead:
+            errors[folder_text] = (str(said), dead)
+    return errors

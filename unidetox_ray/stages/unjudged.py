@@ -8,19 +8,12 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray.schemas import SCORES, frame
+from unidetox_ray.stages.recovery import halved
 
 
 def halves(order: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Halves of a continuations order by continuations; a cell's own measurements stand alone."""
-    if order["what"] != "continuations" or order["count"] < 2:
-        return []
-    half = order["count"] // 2
-    kinds = order["rows"] // order["count"]
-    parts = ((order["first"], half), (order["first"] + half, order["count"] - half))
-    return [
-        {**order, "id": f"{order['id']}.{place}", "first": first, "count": count, "rows": count * kinds}
-        for place, (first, count) in enumerate(parts)
-    ]
+    return halved(order, "count") if order["what"] == "continuations" else []
 
 
 def unjudged(order: Mapping[str, Any], settings: Mapping[str, Any], reason: str) -> pl.DataFrame:

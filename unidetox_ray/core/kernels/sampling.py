@@ -210,8 +210,8 @@ def _sample(
             token = tl.where(place < V, place, token)
         running = added
         start += BLOCK
-    # The last token with mass where rounding left the threshold at the total; V - 1 in a row without any mass.
-    token = tl.where(token >= 0, token, tl.where(last >= 0, last, V - 1))
+    # The last token with mass where rounding left the threshold at the total; NOTHING in a row without any mass.
+    token = tl.where(token >= 0, token, last)
     tl.store(tokens + row, token.to(tl.int64))
 
 
@@ -239,7 +239,7 @@ def sample(
     logits: (B, V) per model, rows may be strided (a stride that is a multiple of 8 loads fastest). uniform: (B,)
     float64 in [0, 1), on the same device. block: columns of one turn, a power of two.
     Returns (B,) int64. Equals the plain sampler but for roundings of about 1e-7 of the unit interval. What
-    `why_not_fused` names is done by the plain sampler. A row without one finite score gives V - 1.
+    `why_not_fused` names is done by the plain sampler. A row without one finite score gives NOTHING.
     ValueError: as many weights as models are needed.
     """
     if len(logits) != len(mixture.weights):
