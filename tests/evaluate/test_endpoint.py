@@ -16,8 +16,9 @@ import pytest
 from loopback_server import Loopback, Reply, choices, serving
 
 from unidetox_ray.errors import ConfigError, DataError, StageError
+from unidetox_ray.evaluate.answers import asked_pause
 from unidetox_ray.evaluate.endpoint import GENERATED, Sampling, generate
-from unidetox_ray.evaluate.server import asked_pause, base_of
+from unidetox_ray.evaluate.server import base_of
 
 FAST = {"first_pause": 0.01, "timeout": 20.0, "retries": 2}
 

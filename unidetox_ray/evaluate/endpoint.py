@@ -6,22 +6,20 @@ ended at once. What a server's own content filter withheld is a failure, or a fi
 
 from __future__ import annotations
 
-import hashlib
-import math
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
 from unidetox_ray.errors import ConfigError, DataError, StageError, UnidetoxError
+from unidetox_ray.evaluate.asking import Caller, Part, Sampling
 from unidetox_ray.evaluate.journal import Journal, opened
-from unidetox_ray.evaluate.server import CallFailed, Server, Stopped, told
+from unidetox_ray.evaluate.server import Server, Stopped
 
 #: Columns and dtypes of generations, whoever made them. `text` null = the generation failed, `error` says why.
 GENERATED = {
@@ -36,8 +34,6 @@ GENERATED = {
 }
 #: At least so many calls in a row that the server did not serve, each with all its retries, end the work.
 _LOST_IN_A_ROW = 5
-#: Unknown path, method, model or key: no other call fares better, unless one has fared better before.
-_HOPELESS = {401, 404, 405}
 
 
 class Display(Protocol):
@@ -46,41 +42,6 @@ class Display(Protocol):
     def task(self, label: str, unit: str) -> Any: ...
 
     def say(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How continuations are sampled; defaults are the protocol's (UniDetox section 4)."""
-
-    max_new_tokens: int = 20
-    temperature: float = 1.0
-    top_p: float = 0.9
-    top_k: int = 0
-    """0 = not sent; vLLM and others take it, the OpenAI API does not."""
-    seed: int | None = 42
-    """Each call sends a seed of its own that follows from this one; None = none is sent."""
-
-    def __post_init__(self) -> None:
-        # "not" so that a NaN is refused as well.
-        if not (
-            self.max_new_tokens >= 1
-            and 0 <= self.temperature < math.inf
-            and 0 < self.top_p <= 1
-            and self.top_k >= 0
-        ):
-            raise ConfigError(
-                f"{self}: max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and top_k >= 0 are accepted"
-            )
-
-
-@dataclass
-class _Part:
-    """What one call gave: texts by continuation, or the continuations that failed and why."""
-
-    row: int
-    texts: dict[int, str]
-    failed: dict[int, str]
-    lost: bool = False
 
 
 def generate(
@@ -121,7 +82,7 @@ def generate(
             f"server {server.host}: the key crosses the network unencrypted (http); use https where the server has it"
         )
     model = model or _only_model(server)
-    caller = _Caller(server, model, sampling, chat)
+    caller = Caller(server, model, sampling, chat)
     settings = {"server": server.base, "model": model, "chat": chat, "sampling": asdict(sampling)}
     with opened(journal, settings) if journal is not None else nullcontext() as kept:
         texts, errors = _collected(table, caller, continuations, concurrency, kept, display)
@@ -171,138 +132,9 @@ def _only_model(server: Server) -> str:
     return names[0]
 
 
-class _Caller:
-    """Asks for the continuations of one prompt. What it learns of the server (no n, other field names) holds for all threads."""
-
-    def __init__(self, server: Server, model: str, sampling: Sampling, chat: bool) -> None:
-        self.server, self.model, self.sampling, self.chat = server, model, sampling, chat
-        self.path = "/chat/completions" if chat else "/completions"
-        self.several = True
-        """Whether a call may ask for more than one continuation."""
-        self.length_name = "max_tokens"
-        self.answered = False
-
-    def parts(self, row: int, prompt_id: str, prompt: str, wanted: list[int]) -> Iterator[_Part]:
-        """One part per call until every wanted continuation is there or has failed."""
-        left, alone = wanted, False
-        while left:
-            count = 1 if alone or not self.several else len(left)
-            body = self._body(prompt_id, prompt, left[0], count)
-            try:
-                texts = self.server.ask("POST", self.path, body, check=lambda a: _texts(a, self.chat))
-            except CallFailed as failure:
-                if failure.status in _HOPELESS and not self.answered:
-                    raise self._hopeless(failure, prompt) from None
-                if self._renamed(failure, body):
-                    continue
-                refused = failure.status in (400, 422)
-                if refused and count > 1:
-                    alone = True  # it may be n that it refuses; one alone tells
-                    continue
-                # What is refused for itself, for its length say, is refused the next time too.
-                failed = left if refused else left[:count]
-                yield _Part(row, {}, dict.fromkeys(failed, told(failure, prompt)), lost=failure.lost)
-                left = left[len(failed) :]
-                continue
-            self.answered = True
-            if alone or (count > 1 and len(texts) == 1):
-                self.several = False  # it refuses n, or leaves it aside
-            yield _split(row, left[: len(texts)], texts)
-            left = left[len(texts) :]
-
-    def _body(self, prompt_id: str, prompt: str, first: int, count: int) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.model,
-            self.length_name: self.sampling.max_new_tokens,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            **({"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}),
-        }
-        if count > 1:
-            body["n"] = count
-        if self.sampling.top_k:
-            body["top_k"] = self.sampling.top_k
-        if self.sampling.seed is not None:
-            # One seed for all calls would give a server without n the same text every time.
-            mixed = hashlib.sha256(f"{self.sampling.seed}/{prompt_id}/{first}".encode()).digest()
-            body["seed"] = int.from_bytes(mixed[:4], "big") >> 1
-        return body
-
-    def _renamed(self, failure: CallFailed, body: dict[str, Any]) -> bool:
-        """Whether the server wants another name for the length, as newer chat models do."""
-        if "max_tokens" not in body or "max_completion_tokens" not in failure.said:
-            return False
-        self.length_name = "max_completion_tokens"
-        return True
-
-    def _hopeless(self, failure: CallFailed, prompt: str) -> ConfigError:
-        said = told(failure, prompt)
-        if failure.status == 401:
-            return ConfigError(
-                f"server {self.server.host}: refused the key or its lack ({said}); set UNIDETOX_API_KEY in the environment"
-            )
-        other = "without the chat option" if self.chat else "with the chat option"
-        return ConfigError(
-            f"server {self.server.host}: has no {self.server.base}{self.path} or no model {self.model!r} ({said}); "
-            f"check the address and the name, or try {other}"
-        )
-
-
-def _texts(answer: dict[str, Any], chat: bool) -> list[str | CallFailed]:
-    """The texts of an answer in the order of their index; a CallFailed for one that the server withheld.
-
-    CallFailed is raised where the answer is not what the API promises.
-    """
-    choices = answer.get("choices")
-    if (
-        not isinstance(choices, list)
-        or not choices
-        or not all(isinstance(choice, dict) for choice in choices)
-    ):
-        raise CallFailed("the answer holds no choices")
-    indices = [choice.get("index") for choice in choices]
-    if all(isinstance(index, int) for index in indices):
-        choices = [
-            choice for _, choice in sorted(zip(indices, choices, strict=True), key=lambda pair: pair[0])
-        ]
-    texts: list[str | CallFailed] = []
-    for choice in choices:
-        message = choice.get("message") if chat else choice
-        text = message.get("content" if chat else "text") if isinstance(message, dict) else None
-        if choice.get("finish_reason") == "content_filter":
-            texts.append(CallFailed("withheld by the server's content filter"))
-        elif chat and text is None and isinstance(message, dict):
-            texts.append(CallFailed("the message has no content"))
-        elif not isinstance(text, str):
-            raise CallFailed("a choice holds no text")
-        elif not _is_unicode(text):
-            texts.append(CallFailed("the text holds half of a surrogate pair, which is not Unicode"))
-        else:
-            texts.append(text)
-    return texts
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _split(row: int, numbers: list[int], texts: list[str | CallFailed]) -> _Part:
-    """More texts than were asked for are dropped."""
-    pairs = list(zip(numbers, texts, strict=False))
-    return _Part(
-        row,
-        {number: text for number, text in pairs if isinstance(text, str)},
-        {number: str(text) for number, text in pairs if isinstance(text, CallFailed)},
-    )
-
-
 def _collected(
     table: pl.DataFrame,
-    caller: _Caller,
+    caller: Caller,
     continuations: int,
     concurrency: int,
     kept: Journal | None,
@@ -327,7 +159,7 @@ def _collected(
             waiting += continuations - len(known)
     if kept is not None and texts and display is not None:
         display.say(f"{len(texts):,} continuations are in the journal, {waiting:,} are left")
-    done: queue.SimpleQueue[_Part | BaseException] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Part | BaseException] = queue.SimpleQueue()
 
     def work() -> None:
         try:
@@ -369,7 +201,7 @@ def _collected(
     return texts, errors
 
 
-def _next(done: queue.SimpleQueue[_Part | BaseException]) -> _Part | BaseException:
+def _next(done: queue.SimpleQueue[Part | BaseException]) -> Part | BaseException:
     """The next part. A wait without a limit would not notice a Ctrl-C that the system hands to another thread."""
     while True:
         try:

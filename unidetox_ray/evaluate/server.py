@@ -13,8 +13,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,7 +20,8 @@ import requests
 import urllib3
 
 from unidetox_ray import secrecy
-from unidetox_ray.errors import ConfigError, StageError, printable
+from unidetox_ray.errors import ConfigError, StageError
+from unidetox_ray.evaluate.answers import CallFailed, refused, root_of
 
 #: Variable with the key of whatever server is named; the other one is sent to its own host only.
 KEY_VARIABLE = "UNIDETOX_API_KEY"
@@ -33,21 +32,6 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _LARGEST_ANSWER = 64 << 20
 #: Longest pause before another try, in seconds, whatever the server asks for.
 _LONGEST_PAUSE = 120.0
-#: Statuses after which the same call can fare better.
-_AGAIN = {408, 409, 425, 429}
-_SHOWN = 160
-
-
-class CallFailed(Exception):
-    """One call got no usable answer. final: another try of the same call cannot help; lost: the server serves nobody now."""
-
-    def __init__(
-        self, reason: str, *, status: int = 0, final: bool = False, lost: bool = False, said: str = ""
-    ) -> None:
-        super().__init__(reason)
-        self.status, self.final, self.lost, self.said = status, final, lost, said
-        self.pause: float | None = None
-        """What the server asks to wait, in seconds."""
 
 
 class Stopped(Exception):
@@ -242,13 +226,13 @@ class Server:
                     raise ConfigError(f"server {self.host}: {self._moved(response)}")
                 data = self._body(response, deadline)
                 if response.status_code != 200:
-                    raise _refused(response, data)
+                    raise refused(response, data)
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise CallFailed(f"no answer within {self.timeout:g} s", lost=True) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             lost = isinstance(error, requests.ConnectionError)
             what = "not reached" if lost else "the answer broke off"
-            raise CallFailed(f"{what} ({_root(error)})", lost=lost) from None
+            raise CallFailed(f"{what} ({root_of(error)})", lost=lost) from None
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError):
@@ -277,59 +261,3 @@ class Server:
             f"answers with a redirect to {where}, which is not followed, for the key belongs to this address alone; "
             "give the address it redirects to if you trust it"
         )
-
-
-def _refused(response: requests.Response, data: bytes) -> CallFailed:
-    """The failure that a status other than 200 stands for."""
-    status = response.status_code
-    words = f"HTTP {status}"
-    said = ""
-    try:
-        error = json.loads(data)
-        error = error.get("error", error)
-        said = (
-            str(error.get("message") or error.get("detail") or "") if isinstance(error, dict) else str(error)
-        )
-        code = error.get("code") or error.get("type") if isinstance(error, dict) else None
-        if isinstance(code, str) and code.isascii() and len(code) <= 60:
-            words += f" {code}"
-    except (ValueError, AttributeError, RecursionError):
-        pass  # an error page in HTML or plain text: the status alone has to do
-    again = status >= 500 or status in _AGAIN
-    failure = CallFailed(
-        printable(words), status=status, final=not again, lost=again or status in (401, 403, 404), said=said
-    )
-    failure.pause = asked_pause(response.headers.get("Retry-After"))
-    return failure
-
-
-def asked_pause(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date (RFC 9110, 10.2.3); None where it is neither."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        then = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0.0, ((then if then.tzinfo else then.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
-
-
-def _root(error: BaseException) -> str:
-    """The kind of the innermost cause; its words would hold addresses of objects."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return str(getattr(error, "strerror", None) or type(error).__name__)
-
-
-def told(failure: CallFailed, prompt: str) -> str:
-    """The reason of a failure with what the server said, unless it repeats the prompt: reasons are shown, prompts are not."""
-    said = printable(failure.said)[:_SHOWN]
-    width = 16
-    # Any run of the prompt's own characters counts, whole prompts shorter than that as they are.
-    pieces = {prompt[i : i + width] for i in range(max(1, len(prompt) - width + 1))} - {""}
-    repeats = any(piece in failure.said for piece in pieces)
-    return secrecy.redacted(f"{failure}: {said}" if said and not repeats else str(failure))
