@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from unidetox_ray.core.encoder import PackedEncoder
 
 MAX_LENGTH = 512
+
+#: A padding id that no text holds.
+_NO_TOKEN = -1
 
 Activation = Literal["auto", "sigmoid", "softmax"]
 
@@ -114,15 +118,14 @@ class ToxicityClassifier:
         return bool(kind == "multi_label_classification" or len(self.labels) == 1)
 
     def _give_padding(self) -> None:
-        """A model made from a decoder often lacks a padding token, and finds a text's last token by it."""
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-            if self.tokenizer.pad_token_id is None:
-                raise ModelError(
-                    f"scorer {self.source}: its tokenizer has no padding token; set pad_token in tokenizer_config.json"
-                )
+        """A model made from a decoder reads a text's class off its last token, which it finds by its padding.
+
+        Where there is none, texts of one length are read together and nothing is padded: a token that stands in for it, such as
+        the end of a text, could be part of a text.
+        """
+        self.pads = self.tokenizer.pad_token_id is not None
         if getattr(self.model.config, "pad_token_id", None) is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id if self.pads else _NO_TOKEN
 
     def score(self, texts: Sequence[str], token_budget: int = 16384) -> list[float | None]:
         """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is.
@@ -206,10 +209,26 @@ class ToxicityClassifier:
             return encoder.logits(
                 ids, [types[row] if types else [0] * len(ids[i]) for i, row in enumerate(batch)]
             )
+        if not self.pads:
+            return self._unpadded(encoded, batch)
         part = {name: [column[row] for row in batch] for name, column in encoded.items()}
         padded = self.tokenizer.pad(part, return_tensors="pt").to(self.device)
         logits: torch.Tensor = self.model(**padded).logits.float()
         return logits
+
+    def _unpadded(self, encoded: Any, batch: list[int]) -> torch.Tensor:
+        """The same, texts of one length together."""
+        import torch
+
+        found: dict[int, torch.Tensor] = {}
+        for _, same in groupby(batch, key=lambda row: len(encoded["input_ids"][row])):
+            rows = list(same)
+            part = {
+                name: torch.tensor([column[row] for row in rows], device=self.device)
+                for name, column in encoded.items()
+            }
+            found |= dict(zip(rows, self.model(**part).logits.float(), strict=True))
+        return torch.stack([found[row] for row in batch])
 
     def _fast(self, tokens: int) -> PackedEncoder | None:
         """The packed encoder where the model allows it and packing pays; made anew when weights have changed."""
