@@ -29,6 +29,7 @@ VERBS = (
     "report",
     "convert",
     "export",
+    "harness-path",
     "ls",
     "schema",
     "ui",

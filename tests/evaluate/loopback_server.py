@@ -47,10 +47,14 @@ class _Quiet(ThreadingHTTPServer):
 
 
 class Reply:
-    """An answer other than a JSON value with status 200. cut: bytes promised and not sent; drip: seconds between bytes."""
+    """An answer other than a JSON value with status 200. cut: bytes promised and not sent; drip: seconds between bytes.
 
-    def __init__(self, status=200, body=b"", headers=(), cut=0, wait=0.0, drip=0.0):
+    chunked: sent in chunks and without a length, and with `cut` never ended.
+    """
+
+    def __init__(self, status=200, body=b"", headers=(), cut=0, wait=0.0, drip=0.0, chunked=False):
         self.status, self.headers, self.cut, self.wait, self.drip = status, dict(headers), cut, wait, drip
+        self.chunked = chunked
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
 
 
@@ -91,11 +95,18 @@ def serving(loopback):
                 self.send_response(reply.status)
                 for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(reply.body) + reply.cut))
+                if reply.chunked:
+                    self.send_header("Transfer-Encoding", "chunked")
+                else:
+                    self.send_header("Content-Length", str(len(reply.body) + reply.cut))
                 if reply.cut:
                     self.send_header("Connection", "close")
                 self.end_headers()
-                if reply.drip:
+                if reply.chunked:
+                    pieces = [reply.body[i : i + 7] for i in range(0, len(reply.body), 7)]
+                    for piece in pieces if reply.cut else [*pieces, b""]:
+                        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                elif reply.drip:
                     for byte in reply.body:
                         self.wfile.write(bytes([byte]))
                         time.sleep(reply.drip)

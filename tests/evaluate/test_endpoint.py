@@ -1,11 +1,14 @@
 """Continuations from a server: the API's forms, every fault, keys and redirects, going on from the journal."""
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +17,7 @@ from loopback_server import Loopback, Reply, choices, serving
 
 from unidetox_ray.errors import ConfigError, DataError, StageError
 from unidetox_ray.evaluate.endpoint import GENERATED, Sampling, generate
-from unidetox_ray.evaluate.server import base_of
+from unidetox_ray.evaluate.server import asked_pause, base_of
 
 FAST = {"first_pause": 0.01, "timeout": 20.0, "retries": 2}
 
@@ -195,6 +198,8 @@ FAULTS = {
     "503": Reply(503, {"error": "busy"}),
     "not JSON": Reply(200, b'{"choices": [{"te'),
     "truncated": Reply(200, choices("a", "b"), cut=50),
+    "truncated chunks": Reply(200, choices("a", "b"), cut=1, chunked=True),
+    "no gzip": Reply(200, choices("a", "b"), {"Content-Encoding": "gzip"}),
     "list": Reply(200, b"[]"),
     "no choices": Reply(200, {"choices": []}),
     "no text": Reply(200, {"choices": [{"index": 0}, {"index": 1}]}),
@@ -221,6 +226,30 @@ def test_a_fault_that_stays_is_null_with_its_reason_and_leaves_the_others(fault)
     assert found["error"].is_null().to_list() == [True, True, False, False, True, True]
     assert sum("number 1" in body["prompt"] for body in loopback.bodies) == 3  # the first try and two more
     assert any("2 of 6 continuations failed" in line for line in display.lines)
+
+
+def test_chunks_and_compression_are_read():
+    packed = gzip.compress(json.dumps(choices("a", "b")).encode())
+    for reply in (
+        Reply(200, choices("a", "b"), chunked=True),
+        Reply(200, packed, {"Content-Encoding": "gzip"}, chunked=True),
+    ):
+        assert run(Loopback(lambda body, number, r=reply: r), prompts(1))["text"].to_list() == ["a", "b"]
+
+
+def test_retry_after_is_a_number_or_a_date():
+    then = datetime.now(UTC) + timedelta(seconds=30)
+    assert 27 < (asked_pause(format_datetime(then, usegmt=True)) or 0) <= 30
+    assert asked_pause(format_datetime(then - timedelta(days=1), usegmt=True)) == 0
+    assert [asked_pause(given) for given in ("2.5", "-3", "soon", None)] == [2.5, 0, None, None]
+
+
+def test_a_server_on_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert run(Loopback(several))["text"].null_count() == 0
 
 
 def test_silence_and_dripping_end_at_the_time_limit():

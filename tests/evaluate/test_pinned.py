@@ -1,13 +1,16 @@
 """Named scorers: whole pins, another file refused, pickled weights sent to `convert`, an unknown hash said aloud."""
 
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from unidetox_ray.artifacts import file_sha256
-from unidetox_ray.errors import ArtifactError, ConfigError
+from unidetox_ray.convert import convert
+from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
 from unidetox_ray.evaluate.pinned import PINNED, pin_of, warning_of
 from unidetox_ray.metrics.classifier import ToxicityClassifier
 
@@ -51,6 +54,21 @@ def test_pickled_weights_are_sent_to_convert_with_the_whole_command():
     pin = PINNED["roberta-toxicity"]
     command = f"unidetox convert {pin.source} --revision {pin.revision} --sha256 {pin.pickled} --out scorers/roberta-toxicity"
     assert command in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_advice_works_for_a_classifier_with_pickled_weights(folder, tmp_path):
+    """The same step on a small one: convert, then open the folder as a scorer with the same scores."""
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folder, pickled)
+    weights = load_file(pickled / "model.safetensors")
+    (pickled / "model.safetensors").unlink()
+    torch.save(weights, pickled / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="unidetox convert"):
+        ToxicityClassifier(str(pickled), label="hate")
+    made = convert(str(pickled), tmp_path / "made", [file_sha256(pickled / "pytorch_model.bin")])
+    texts = ["mild words", "words here", ""]
+    opened = ToxicityClassifier(str(made["folder"]), label="hate")
+    assert opened.score(texts) == ToxicityClassifier(str(folder), label="hate").score(texts)
 
 
 def test_a_name_that_is_none_gets_a_suggestion():

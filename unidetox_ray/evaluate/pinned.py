@@ -9,6 +9,9 @@ Where the pins come from (looked up in November 2026 in stored copies of the hub
     hate-dynabench    revision 391c99a is the last one and holds model.safetensors; its hash was not found: pinned by revision
     roberta-toxicity  revision 048c25b is the last one and holds pickled weights only, with this SHA-256 since its first commit
 
+Labels of toxic-bert and roberta-toxicity are from their config pages; LABEL_1 and hate of the other two are what public code
+that uses them takes for toxic. A config without such a label is refused when the scorer is opened.
+
 A judge from another family sees other things than toxic-bert; it is also trained on other text. What each was trained on stands
 beside it, for no judge is independent of text it has learnt from: DGHS is what UniDetox's toxic model is made with, ToxiGen is
 where its prompts come from.

@@ -156,6 +156,8 @@ class Server:
         self.host = parts.netloc
         #: The key would cross a network in clear.
         self.bare_key = self._key is not None and parts.scheme == "http" and parts.hostname not in _LOOPBACK
+        # A proxy of the environment leads away from this machine, where a server on it is not found.
+        self._proxies = {"http": None, "https": None, "all": None} if parts.hostname in _LOOPBACK else None
         self.stop = threading.Event()
         """Set it to call off every waiting call."""
         self.tries_again = 0
@@ -228,7 +230,13 @@ class Server:
         deadline = time.monotonic() + self.timeout
         try:
             with self._session.request(
-                method, self.base + path, json=body, stream=True, allow_redirects=False, timeout=self.timeout
+                method,
+                self.base + path,
+                json=body,
+                stream=True,
+                allow_redirects=False,
+                proxies=self._proxies,
+                timeout=self.timeout,
             ) as response:
                 if 300 <= response.status_code < 400:
                     raise ConfigError(f"server {self.host}: {self._moved(response)}")
@@ -291,11 +299,11 @@ def _refused(response: requests.Response, data: bytes) -> CallFailed:
     failure = CallFailed(
         printable(words), status=status, final=not again, lost=again or status in (401, 403, 404), said=said
     )
-    failure.pause = _asked_pause(response.headers.get("Retry-After"))
+    failure.pause = asked_pause(response.headers.get("Retry-After"))
     return failure
 
 
-def _asked_pause(header: str | None) -> float | None:
+def asked_pause(header: str | None) -> float | None:
     """Seconds of a Retry-After header, which holds a number or a date (RFC 9110, 10.2.3); None where it is neither."""
     if header is None:
         return None
@@ -319,9 +327,9 @@ def _root(error: BaseException) -> str:
 
 def told(failure: CallFailed, prompt: str) -> str:
     """The reason of a failure with what the server said, unless it repeats the prompt: reasons are shown, prompts are not."""
-    said = printable(secrecy.redacted(failure.said))[:_SHOWN]
+    said = printable(failure.said)[:_SHOWN]
     width = 16
     # Any run of the prompt's own characters counts, whole prompts shorter than that as they are.
     pieces = {prompt[i : i + width] for i in range(max(1, len(prompt) - width + 1))} - {""}
     repeats = any(piece in failure.said for piece in pieces)
-    return f"{failure}: {said}" if said and not repeats else str(failure)
+    return secrecy.redacted(f"{failure}: {said}" if said and not repeats else str(failure))
