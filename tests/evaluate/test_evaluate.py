@@ -64,7 +64,9 @@ def test_every_measure_by_hand(scored, write, request_of):
         # A percentile bootstrap of a mean, with numpy: the ends agree to its own noise.
         draws = values[np.random.default_rng(1).integers(0, 40, (20_000, 40))].mean(1)
         ends = found[f"{measure}_pooled"]
-        assert [ends["ci_low"], ends["ci_high"]] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.03)
+        assert [ends["ci_low"], ends["ci_high"]] == pytest.approx(
+            np.quantile(draws, [0.025, 0.975]), abs=0.03
+        )
     counts = source["counts"]["judge"]
     assert (counts["prompts"], counts["continuations"], counts["ok"], counts["failed"]) == (40, 120, 120, 0)
     assert counts["toxic"] == (scores > 0.5).sum()
@@ -78,12 +80,19 @@ def test_two_sources_in_pairs_by_hand(scored, write, request_of):
     assert (pair["source"], pair["reference"], pair["n"]) == ("other", "one", 40)
     first, second = scored["one"][1], scored["other"][1]
     weights = np.where(np.arange(40) < 30, 1 / 60, 1 / 20)
-    for measure, take in {"tp": lambda s: (s > 0.5).any(1) * 1.0, "emt": lambda s: s.max(1), "mean": lambda s: s.mean(1)}.items():
+    for measure, take in {
+        "tp": lambda s: (s > 0.5).any(1) * 1.0,
+        "emt": lambda s: s.max(1),
+        "mean": lambda s: s.mean(1),
+    }.items():
         differences = take(second) - take(first)
         found = pair["measures"][measure]
         assert found["diff"] == pytest.approx((weights * differences).sum(), abs=1e-6)
         assert found["cohens_d"] == pytest.approx(differences.mean() / differences.std(ddof=1), abs=1e-4)
-        assert found["prompts_lower"] == (differences < 0).sum() and found["diff_low"] < found["diff"] < found["diff_high"] < 0
+        assert (
+            found["prompts_lower"] == (differences < 0).sum()
+            and found["diff_low"] < found["diff"] < found["diff_high"] < 0
+        )
         theirs = scipy.stats.permutation_test(
             (weights * differences,), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(2)
         ).pvalue  # fmt: skip
@@ -92,18 +101,26 @@ def test_two_sources_in_pairs_by_hand(scored, write, request_of):
 
 def test_three_sources_are_corrected_for_two_comparisons(scored, texts, write, request_of):
     third = [{**row, "text": text} for row, text in zip(scored["one"][0], texts(120, 0.4, 9), strict=True)]
-    paths = [write("one.jsonl", scored["one"][0]), write("other.jsonl", scored["other"][0]), write("third.jsonl", third)]
+    paths = [
+        write("one.jsonl", scored["one"][0]),
+        write("other.jsonl", scored["other"][0]),
+        write("third.jsonl", third),
+    ]
     results = evaluate(request_of(*paths, reference="third"))
     values = {pair["source"]: pair["measures"]["emt"] for pair in results["comparisons"]}
     assert set(values) == {"one", "other"} and results["reference"] == "third"
     small, large = sorted(value["p"] for value in values.values())
-    assert sorted(value["p_holm"] for value in values.values()) == pytest.approx(sorted([min(1, 2 * small), max(2 * small, large)]))
+    assert sorted(value["p_holm"] for value in values.values()) == pytest.approx(
+        sorted([min(1, 2 * small), max(2 * small, large)])
+    )
 
 
 def test_a_source_against_itself_differs_by_nothing(scored, write, request_of):
     paths = [write("one.jsonl", scored["one"][0]), write("again.jsonl", scored["one"][0])]
     entry = evaluate(request_of(*paths))["comparisons"][0]["measures"]["tp"]
-    assert (entry["diff"], entry["p"]) == (0, 1.0) and entry["diff_low"] < 0 < entry["diff_high"]  # rule of three
+    assert (entry["diff"], entry["p"]) == (0, 1.0) and entry["diff_low"] < 0 < entry[
+        "diff_high"
+    ]  # rule of three
 
 
 def test_only_shared_prompts_are_compared_and_the_rest_is_said(scored, write, request_of):
@@ -117,7 +134,10 @@ def test_only_shared_prompts_are_compared_and_the_rest_is_said(scored, write, re
 def test_no_shared_prompt_is_no_comparison(scored, write, request_of):
     foreign = [{**row, "prompt": f"about {row['prompt']}"} for row in scored["other"][0]]
     results = evaluate(request_of(write("one.jsonl", scored["one"][0]), write("foreign.jsonl", foreign)))
-    assert results["comparisons"][0]["reason"] == "they share no prompt" and results["comparisons"][0]["measures"] == {}
+    assert (
+        results["comparisons"][0]["reason"] == "they share no prompt"
+        and results["comparisons"][0]["measures"] == {}
+    )
     assert results["sources"][1]["metrics"]["tp_all"]["value"] is not None
 
 
@@ -125,14 +145,18 @@ def test_rows_without_prompts_are_each_their_own_and_cannot_be_paired(scored, wr
     bare = [{"text": row["text"]} for row in scored["one"][0]]
     results = evaluate(request_of(write("bare.jsonl", bare), write("one.jsonl", scored["one"][0])))
     assert results["sources"][0]["counts"]["judge"]["prompts"] == 120
-    assert results["sources"][0]["metrics"]["tp_all"]["value"] == pytest.approx((scored["one"][1] > 0.5).mean())
+    assert results["sources"][0]["metrics"]["tp_all"]["value"] == pytest.approx(
+        (scored["one"][1] > 0.5).mean()
+    )
     assert "name no prompts" in results["comparisons"][0]["reason"]
 
 
 def test_ids_of_one_file_meet_the_texts_of_another(scored, write, request_of):
     named = [{**row, "prompt_id": f"x{row['prompt']}"} for row in scored["one"][0]]
     results = evaluate(request_of(write("named.jsonl", named), write("other.jsonl", scored["other"][0])))
-    assert results["comparisons"][0]["n"] == 40 and any("matched by their text" in note for note in results["notes"])
+    assert results["comparisons"][0]["n"] == 40 and any(
+        "matched by their text" in note for note in results["notes"]
+    )
 
 
 def test_the_same_id_with_another_prompt_is_not_shared(write, request_of):
@@ -149,7 +173,12 @@ def test_failures_are_counted_and_never_a_number(scored, write, request_of):
     results = evaluate(request_of(write("broken.jsonl", broken)))
     source = results["sources"][0]
     counts = source["counts"]["judge"]
-    assert (counts["failed"], counts["generations_failed"], counts["scores_failed"], counts["prompts_without_score"]) == (42, 42, 0, 1)
+    assert (
+        counts["failed"],
+        counts["generations_failed"],
+        counts["scores_failed"],
+        counts["prompts_without_score"],
+    ) == (42, 42, 0, 1)
     left = np.concatenate([np.full((1, 2), np.nan), scores[1:, 1:]])
     assert source["metrics"]["emt_pooled"]["value"] == pytest.approx(np.nanmean(left[1:].max(1)), abs=1e-6)
     assert source["metrics"]["emt_pooled"]["n"] == 39
@@ -169,7 +198,13 @@ def test_a_source_without_any_text_fails_and_the_other_is_reported(scored, write
 
 def test_two_scorers_stay_in_columns_of_their_own(scored, write, request_of, judge, tmp_path):
     (tmp_path / "words.txt").write_text("prompt\n", encoding="utf-8")
-    results = evaluate(request_of(write("one.jsonl", scored["one"][0]), scorers=(str(judge), f"list=words:{tmp_path / 'words.txt'}"), out=tmp_path / "out"))
+    results = evaluate(
+        request_of(
+            write("one.jsonl", scored["one"][0]),
+            scorers=(str(judge), f"list=words:{tmp_path / 'words.txt'}"),
+            out=tmp_path / "out",
+        )
+    )
     source = results["sources"][0]
     assert source["metrics"]["tp_all@list"]["value"] == 0 and source["metrics"]["tp_all"]["value"] > 0.2
     assert source["domains"]["north"]["emt@list"]["value"] == 0
@@ -179,12 +214,20 @@ def test_two_scorers_stay_in_columns_of_their_own(scored, write, request_of, jud
 
 
 def test_files_hold_the_same_numbers_and_no_text_but_the_scores(scored, write, request_of, tmp_path):
-    rows = [{**row, "text": f"zebra {row['text']}", "prompt": f"quokka {row['prompt']}"} for row in scored["one"][0]]
+    rows = [
+        {**row, "text": f"zebra {row['text']}", "prompt": f"quokka {row['prompt']}"}
+        for row in scored["one"][0]
+    ]
     results = evaluate(request_of(write("one.jsonl", rows), out=tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["sources"] == results["sources"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "zebra" not in page and "quokka" not in page and "north" in page and "<script>" in page
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.md", "results.json", "scores.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.html",
+        "report.md",
+        "results.json",
+        "scores.parquet",
+    ]
     again = evaluate(request_of(tmp_path / "out" / "scores.parquet"))["sources"][0]
     assert again["metrics"] == results["sources"][0]["metrics"]
     assert not any((tmp_path / "cache").rglob("*.parquet"))
@@ -193,12 +236,22 @@ def test_files_hold_the_same_numbers_and_no_text_but_the_scores(scored, write, r
 def test_several_models_in_one_file_are_several_sources(scored, write, request_of, tmp_path):
     rows = [{**row, "cell": name} for name in scored for row in scored[name][0]]
     results = evaluate(request_of(write("both.jsonl", rows), out=tmp_path / "out"))
-    assert [source["source"] for source in results["sources"]] == ["one", "other"] and results["comparisons"][0]["n"] == 40
-    assert pl.read_parquet(tmp_path / "out" / "scores.parquet")["source"].unique().sort().to_list() == ["one", "other"]
+    assert [source["source"] for source in results["sources"]] == ["one", "other"] and results["comparisons"][
+        0
+    ]["n"] == 40
+    assert pl.read_parquet(tmp_path / "out" / "scores.parquet")["source"].unique().sort().to_list() == [
+        "one",
+        "other",
+    ]
 
 
-def test_equal_texts_are_read_once_and_an_interrupted_command_goes_on(judge, texts, write, request_of, tmp_path, monkeypatch):
-    path = write("many.jsonl", [{"prompt": f"p{i % 900}", "text": f"{text} {i % 3000}"} for i, text in enumerate(texts(9000, 0.3))])
+def test_equal_texts_are_read_once_and_an_interrupted_command_goes_on(
+    judge, texts, write, request_of, tmp_path, monkeypatch
+):
+    path = write(
+        "many.jsonl",
+        [{"prompt": f"p{i % 900}", "text": f"{text} {i % 3000}"} for i, text in enumerate(texts(9000, 0.3))],
+    )
     read: list[int] = []
     whole = ToxicityClassifier.score
 
@@ -226,20 +279,39 @@ def test_equal_texts_are_read_once_and_an_interrupted_command_goes_on(judge, tex
 
 def test_stored_perspective_scores_alone_and_beside_a_scorer(scored, write, request_of, judge):
     draw = np.random.default_rng(0)
-    stored = [{**row, "toxicity": round(float(draw.random()), 3)} for row in {row["text"]: row for row in scored["one"][0]}.values()]
+    stored = [
+        {**row, "toxicity": round(float(draw.random()), 3)}
+        for row in {row["text"]: row for row in scored["one"][0]}.values()
+    ]
     path = write("stored.jsonl", stored)
     alone = evaluate(request_of(scorers=(), perspective=path))
-    assert alone["scorer"] == "perspective" and alone["sources"][0]["counts"]["perspective"]["ok"] == len(stored)
-    both = evaluate(request_of(write("one.jsonl", scored["one"][0] + [{"prompt": "new", "text": "unknown to it", "domain": "north", "distribution": "id"}]), perspective=path, scorers=(str(judge),)))
+    assert alone["scorer"] == "perspective" and alone["sources"][0]["counts"]["perspective"]["ok"] == len(
+        stored
+    )
+    both = evaluate(
+        request_of(
+            write(
+                "one.jsonl",
+                scored["one"][0]
+                + [{"prompt": "new", "text": "unknown to it", "domain": "north", "distribution": "id"}],
+            ),
+            perspective=path,
+            scorers=(str(judge),),
+        )
+    )
     counts = both["sources"][0]["counts"]["perspective"]
     assert (counts["scores_failed"], counts["ok"]) == (1, 120)
     by_text = {row["text"]: row["toxicity"] for row in stored}
     values = np.array([by_text[row["text"]] for row in scored["one"][0]]).reshape(PROMPTS, EACH)
-    assert both["sources"][0]["metrics"]["emt_ood@perspective"]["value"] == pytest.approx(values[30:].max(1).mean())
+    assert both["sources"][0]["metrics"]["emt_ood@perspective"]["value"] == pytest.approx(
+        values[30:].max(1).mean()
+    )
 
 
 def test_a_labelled_sample_corrects_the_share(scored, comments, write, request_of, judge):
-    labelled = write("labelled.jsonl", [{"text": text, "label": int(label)} for text, label in comments[:200]])
+    labelled = write(
+        "labelled.jsonl", [{"text": text, "label": int(label)} for text, label in comments[:200]]
+    )
     results = evaluate(request_of(write("one.jsonl", scored["one"][0]), labelled=labelled))
     found = results["sources"][0]["corrected"]["judge"]
     scores = np.array(ToxicityClassifier(str(judge)).score([text for text, _ in comments[:200]]))
@@ -247,7 +319,9 @@ def test_a_labelled_sample_corrects_the_share(scored, comments, write, request_o
     sensitivity, specificity = (scores[truth] > 0.5).mean(), (scores[~truth] <= 0.5).mean()
     observed = (scored["one"][1] > 0.5).mean()
     assert (found["sensitivity"], found["specificity"]) == pytest.approx((sensitivity, specificity))
-    assert found["value"] == pytest.approx((observed + specificity - 1) / (sensitivity + specificity - 1), abs=1e-6)
+    assert found["value"] == pytest.approx(
+        (observed + specificity - 1) / (sensitivity + specificity - 1), abs=1e-6
+    )
     assert found["ci_low"] < found["value"] < found["ci_high"]
     one_class = write("clean.jsonl", [{"text": "fine", "label": 0}])
     results = evaluate(request_of(write("one.jsonl", scored["one"][0]), labelled=one_class))

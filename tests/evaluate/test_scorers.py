@@ -29,7 +29,9 @@ def made(judge, tmp_path_factory):
         names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         if decoder:
             ends = {"bos_token_id": 0, "eos_token_id": 0}
-            config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends, **names)
+            config = GPT2Config(
+                vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends, **names
+            )
             model = GPT2ForSequenceClassification(config)
         else:
             config = BertConfig(

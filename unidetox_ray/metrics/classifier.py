@@ -62,9 +62,9 @@ class ToxicityClassifier:
         self.tokenizer = load_tokenizer(source, revision=revision)
         self.model = load_classifier(source, revision=revision)
         self.model.to(self.device)
-        self.labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
+        self.names_by_index = {int(index): str(name) for index, name in self.model.config.id2label.items()}
         self.indices = self._indices(label)
-        self.label = "+".join(self.labels[index] for index in self.indices)
+        self.label = "+".join(self.names_by_index[index] for index in self.indices)
         self.multi_label = self._is_multi_label(activation)
         self._give_padding()
         # A model with relative positions says None or -1 here.
@@ -84,20 +84,20 @@ class ToxicityClassifier:
 
     def _indices(self, label: str | Sequence[str] | None) -> list[int]:
         if label is None:
-            toxic = [index for index, name in self.labels.items() if name.lower() == "toxic"]
-            found = toxic if len(toxic) == 1 else list(self.labels)
+            toxic = [index for index, name in self.names_by_index.items() if name.lower() == "toxic"]
+            found = toxic if len(toxic) == 1 else list(self.names_by_index)
             if len(found) == 1:
                 return found
             raise ModelError(
-                f"scorer {self.source}: none of its labels {sorted(self.labels.values())} is called toxic; say which means it"
+                f"scorer {self.source}: none of its labels {sorted(self.names_by_index.values())} is called toxic; say which means it"
             )
         wanted = [label] if isinstance(label, str) else list(label)
         indices = []
         for each in wanted:
-            found = [index for index, name in self.labels.items() if name.lower() == each.lower()]
+            found = [index for index, name in self.names_by_index.items() if name.lower() == each.lower()]
             if len(found) != 1:
                 raise ModelError(
-                    f"scorer {self.source}: label {each!r} is not one of {sorted(self.labels.values())}; set the scorer's label"
+                    f"scorer {self.source}: label {each!r} is not one of {sorted(self.names_by_index.values())}; set the scorer's label"
                 )
             indices += found
         return list(dict.fromkeys(indices))
@@ -105,7 +105,7 @@ class ToxicityClassifier:
     def _is_multi_label(self, activation: Activation) -> bool:
         kind = self.model.config.problem_type
         if activation != "auto":
-            if activation == "softmax" and len(self.labels) == 1:
+            if activation == "softmax" and len(self.names_by_index) == 1:
                 raise ModelError(
                     f"scorer {self.source}: has one label, of which softmax makes 1 for every text; take sigmoid"
                 )
@@ -115,7 +115,7 @@ class ToxicityClassifier:
                 f"scorer {self.source}: problem_type is regression, whose numbers are no probabilities; if they are the logits of "
                 "one, give the activation sigmoid"
             )
-        return bool(kind == "multi_label_classification" or len(self.labels) == 1)
+        return bool(kind == "multi_label_classification" or len(self.names_by_index) == 1)
 
     def _give_padding(self) -> None:
         """A model made from a decoder reads a text's class off its last token, which it finds by its padding.
