@@ -25,7 +25,9 @@ def test_the_challenging_subset_is_one_domain_with_the_same_ids(layouts, tmp_pat
     some = load("prompts", dataset="rtp", path=path, options={"subset": "challenging"}).table
     everything = load("prompts", dataset="rtp", path=path, options={"domains": "none"}).table
     assert some["domain"].unique().to_list() == ["challenging"] and some.height == 3
-    assert set(some["prompt_id"]) < set(everything["prompt_id"]) and everything["domain"].unique().to_list() == ["all"]
+    assert set(some["prompt_id"]) < set(everything["prompt_id"]) and everything[
+        "domain"
+    ].unique().to_list() == ["all"]
 
 
 def test_parquet_and_a_folder_give_the_same_prompts(layouts, tmp_path):

@@ -24,7 +24,7 @@ def comments():
 def judge(tmp_path_factory) -> Path:
     """Folder of a BERT with toxic-bert's six labels."""
     place = tmp_path_factory.mktemp("scorers") / "judge"
-    spec = ScratchSection(steps=120, lr=3e-3, batch_size=32, vocab_size=300, length=32)
+    spec = ScratchSection(steps=150, lr=3e-3, batch_size=32, vocab_size=400, length=48)
     about = train_classifier(load("scorer", dataset="world").table, spec, place, "cpu")
     assert about["auc"] > 0.95
     return place

@@ -101,10 +101,18 @@ def test_bad_rows_stay_as_failures_with_their_reason(tmp_path):
 
 
 def test_columns_can_be_named_and_are_said(write, tmp_path):
-    path = write("given.jsonl", [{"doc": {"q": "a"}, "said": "x", "text": "not this", "area": "north", "who": "m1", "seed": 1}])
-    parts, table = parts_of(path, tmp_path / "work", ["text=said", "prompt=doc.q", "domain=area", "source=who"])
+    path = write(
+        "given.jsonl",
+        [{"doc": {"q": "a"}, "said": "x", "text": "not this", "area": "north", "who": "m1", "seed": 1}],
+    )
+    parts, table = parts_of(
+        path, tmp_path / "work", ["text=said", "prompt=doc.q", "domain=area", "source=who"]
+    )
     assert table.select("prompt", "text", "domain", "source").row(0) == ("a", "x", "north", "m1")
-    assert parts.told == "text from 'said', prompt from 'doc.q', domain from 'area', source from 'who'; not used: 'text', 'seed'"
+    assert (
+        parts.told
+        == "text from 'said', prompt from 'doc.q', domain from 'area', source from 'who'; not used: 'text', 'seed'"
+    )
 
 
 MISTAKES = {

@@ -48,9 +48,13 @@ def load(role: str, request: Request) -> pl.DataFrame:
     )
     if options.subset == "challenging":
         if not challenging:
-            raise DataError("RealToxicityPrompts: no row has `challenging` true; take the whole file, or subset: all")
+            raise DataError(
+                "RealToxicityPrompts: no row has `challenging` true; take the whole file, or subset: all"
+            )
         table = table.filter("challenging")
-    by_toxicity = options.domains == "prompt_toxicity" or (options.domains == "auto" and options.subset == "all")
+    by_toxicity = options.domains == "prompt_toxicity" or (
+        options.domains == "auto" and options.subset == "all"
+    )
     score = pl.col("toxicity")
     domain = (
         pl.when(score.is_null()).then(pl.lit("unscored_prompts"))
@@ -94,7 +98,12 @@ def _typed(rows: list[dict[str, Any]]) -> pl.DataFrame:
         place = [row.get(name) for name in ("filename", "begin", "end")]
         name = "-".join(str(part) for part in place) if None not in place else f"row-{number:06d}"
         made.append(
-            {"prompt_id": name, "text": text, "toxicity": score, "challenging": row.get("challenging") is True}
+            {
+                "prompt_id": name,
+                "text": text,
+                "toxicity": score,
+                "challenging": row.get("challenging") is True,
+            }
         )
     schema = {"prompt_id": pl.String, "text": pl.String, "toxicity": pl.Float64, "challenging": pl.Boolean}
     return pl.DataFrame(made, schema=schema, strict=False)

@@ -31,7 +31,9 @@ class Pair:
     reason: str | None = None
 
 
-def pair_of(source: str, reference: str, tables: Mapping[str, pl.DataFrame], anonymous: frozenset[str]) -> Pair:
+def pair_of(
+    source: str, reference: str, tables: Mapping[str, pl.DataFrame], anonymous: frozenset[str]
+) -> Pair:
     """Which prompts the two share. anonymous: sources whose rows name no prompt, which nothing can be paired with."""
     mine, theirs = (_prompts(tables[name]) for name in (source, reference))
     both = mine.join(theirs, on="prompt_id", suffix="_reference")
@@ -40,7 +42,9 @@ def pair_of(source: str, reference: str, tables: Mapping[str, pl.DataFrame], ano
         | (pl.col("prompt_key") == pl.col("prompt_key_reference"))
     )  # fmt: skip
     # Domains are the reference's: the source's file may not name any.
-    shared = theirs.join(same.select("prompt_id"), on="prompt_id", how="semi").select("prompt_id", "domain", "distribution")
+    shared = theirs.join(same.select("prompt_id"), on="prompt_id", how="semi").select(
+        "prompt_id", "domain", "distribution"
+    )
     nameless = sorted({source, reference} & anonymous)
     reason = None
     if nameless:
@@ -48,7 +52,13 @@ def pair_of(source: str, reference: str, tables: Mapping[str, pl.DataFrame], ano
     elif not shared.height:
         reason = "they share no prompt"
     return Pair(
-        source, reference, shared, mine.height - both.height, theirs.height - both.height, both.height - same.height, reason
+        source,
+        reference,
+        shared,
+        mine.height - both.height,
+        theirs.height - both.height,
+        both.height - same.height,
+        reason,
     )
 
 
@@ -91,11 +101,19 @@ class Comparisons:
                 continue
             space = self.pool.space(pair.shared)
             sides = [
-                judged(name, scorer, tables[name].filter(pl.col("key").is_in(pair.shared["prompt_id"].implode())), space, self.threshold)
+                judged(
+                    name,
+                    scorer,
+                    tables[name].filter(pl.col("key").is_in(pair.shared["prompt_id"].implode())),
+                    space,
+                    self.threshold,
+                )
                 for name in (pair.source, pair.reference)
             ]
             for measure in MEASURES:
-                self._add(head | {"measure": measure}, space, sides[0].values[measure], sides[1].values[measure])
+                self._add(
+                    head | {"measure": measure}, space, sides[0].values[measure], sides[1].values[measure]
+                )
 
     def _add(self, head: dict[str, Any], space: Space, ours: Floats, theirs: Floats) -> None:
         both = np.isfinite(ours) & np.isfinite(theirs)
@@ -106,7 +124,9 @@ class Comparisons:
             inside = both & (space.domain_codes == code)
             weights[inside] = 1.0 / (len(codes) * inside.sum())
         sides = [
-            self.pool.add(space, macro_mean(np.where(both, values, np.nan), space.domain_codes, codes, ceiling=1.0))
+            self.pool.add(
+                space, macro_mean(np.where(both, values, np.nan), space.domain_codes, codes, ceiling=1.0)
+            )
             for values in (ours, theirs)
         ]
         self._waiting.append(

@@ -58,16 +58,24 @@ def rows_of(parts: Parts, scorers: Sequence[Scorer]) -> pl.DataFrame:
 
 def checked_prompts(label: str, rows: pl.DataFrame) -> None:
     """DataError for an id that stands with different prompts, and for a domain in two distributions."""
-    prompts = rows.group_by("prompt_id").agg(pl.col("prompt_key").drop_nulls().n_unique()).filter(pl.col("prompt_key") > 1)
+    prompts = (
+        rows.group_by("prompt_id")
+        .agg(pl.col("prompt_key").drop_nulls().n_unique())
+        .filter(pl.col("prompt_key") > 1)
+    )
     if prompts.height:
         first = prompts.sort("prompt_id").row(0)
         raise DataError(
             f"{label}: prompt_id {first[0]!r} stands with {first[1]} different prompts; give every prompt an id of its own, or name "
             "another column with --column prompt_id=NAME"
         )
-    domains = rows.group_by("domain").agg(pl.col("distribution").n_unique()).filter(pl.col("distribution") > 1)
+    domains = (
+        rows.group_by("domain").agg(pl.col("distribution").n_unique()).filter(pl.col("distribution") > 1)
+    )
     if domains.height:
-        raise DataError(f"{label}: domain {domains['domain'].sort()[0]!r} stands in two distributions; each domain is in one")
+        raise DataError(
+            f"{label}: domain {domains['domain'].sort()[0]!r} stands in two distributions; each domain is in one"
+        )
 
 
 def keyed(tables: Mapping[str, pl.DataFrame], *, by_text: bool) -> dict[str, pl.DataFrame]:
@@ -160,9 +168,7 @@ def statistics_of(part: Judged) -> dict[tuple[str, str, str], RatioMean]:
     names = list(space.domains)
     for measure, values in part.values.items():
         for where, statistic in domain_statistics(values, space.domain_codes, kinds).items():
-            if where == "all":
-                found[measure, "scope", where] = statistic
-            elif where in kinds.values() and len(set(kinds.values())) > 1:
+            if where == "all" or (where in kinds.values() and len(set(kinds.values())) > 1):
                 found[measure, "scope", where] = statistic
             elif where.isdigit() and len(names) > 1:
                 found[measure, "domain", names[int(where)]] = statistic
@@ -176,7 +182,11 @@ def entry(statistic: RatioMean, draws: Floats) -> dict[str, Any]:
     """value, ci_low, ci_high, n (prompts) as JSON; a value that is none is null and says why."""
     found = interval(statistic, draws)
     made = {**ends(found), "n": statistic.n}
-    return made if made["value"] is not None else made | {"reason": "no score" if not statistic.n else "a domain has no score"}
+    return (
+        made
+        if made["value"] is not None
+        else made | {"reason": "no score" if not statistic.n else "a domain has no score"}
+    )
 
 
 def ends(found: Interval) -> dict[str, float | None]:

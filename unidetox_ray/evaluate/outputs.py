@@ -43,7 +43,9 @@ def table(results: Mapping[str, Any]) -> str:
                 )
             )  # fmt: skip
         if source["error"] is not None:
-            rows.append((clean(source["source"], 40), MISSING, MISSING, MISSING, "all", *[MISSING] * len(MEASURES)))
+            rows.append(
+                (clean(source["source"], 40), MISSING, MISSING, MISSING, "all", *[MISSING] * len(MEASURES))
+            )
     lines += aligned(rows)
     lines.append(
         f"TP: share of prompts with a text above {threshold:g}; EMT: mean of the worst score; mean: mean score; share: of texts above "
@@ -65,7 +67,9 @@ def _value(entry: Mapping[str, Any] | None) -> str:
 
 
 def _corrections(results: Mapping[str, Any]) -> list[str]:
-    rows: list[tuple[str, ...]] = [("corrected share", "scorer", "as judged", "corrected", "sensitivity", "specificity")]
+    rows: list[tuple[str, ...]] = [
+        ("corrected share", "scorer", "as judged", "corrected", "sensitivity", "specificity")
+    ]
     for source in results["sources"]:
         for scorer, found in (source.get("corrected") or {}).items():
             rows.append(
@@ -85,9 +89,17 @@ def _domains(results: Mapping[str, Any]) -> list[str]:
             tail = tail_of(scorer, main)
             name = clean(source["source"], 40), clean(scorer, 30)
             for scope in scopes_of(source["metrics"], tail):
-                rows.append((*name, clean(scope, 30), *(_value(source["metrics"].get(f"{m}_{scope}{tail}")) for m in MEASURES)))
+                rows.append(
+                    (
+                        *name,
+                        clean(scope, 30),
+                        *(_value(source["metrics"].get(f"{m}_{scope}{tail}")) for m in MEASURES),
+                    )
+                )
             for domain, entries in source["domains"].items():
-                rows.append((*name, clean(domain, 30), *(_value(entries.get(f"{m}{tail}")) for m in MEASURES)))
+                rows.append(
+                    (*name, clean(domain, 30), *(_value(entries.get(f"{m}{tail}")) for m in MEASURES))
+                )
     return ["", *aligned(rows)] if len(rows) > 1 else []
 
 
@@ -102,7 +114,18 @@ def scopes_of(metrics: Mapping[str, Any], tail: str) -> Iterator[str]:
 
 def _comparisons(results: Mapping[str, Any]) -> list[str]:
     rows: list[tuple[str, ...]] = [
-        ("compared", "with", "scorer", "measure", "prompts", "difference", "d", "lower/higher", "p", "p (Holm)")
+        (
+            "compared",
+            "with",
+            "scorer",
+            "measure",
+            "prompts",
+            "difference",
+            "d",
+            "lower/higher",
+            "p",
+            "p (Holm)",
+        )
     ]
     for pair in results["comparisons"]:
         for measure, entry in pair["measures"].items():
@@ -128,7 +151,9 @@ def p_value(value: float | None) -> str:
     return f"{value:.3f}" if value >= 0.001 else number(value)
 
 
-def write_scores(path: Path, arguments: Sequence[tuple[Parts, Mapping[str, str]]], scorers: Sequence[Scorer]) -> None:
+def write_scores(
+    path: Path, arguments: Sequence[tuple[Parts, Mapping[str, str]]], scorers: Sequence[Scorer]
+) -> None:
     """scores.parquet, part by part: the rows with their texts, and for each scorer `toxicity@`, `error@` and `full@`.
 
     arguments: parts, and what their sources are called in the results.
@@ -143,7 +168,11 @@ def write_scores(path: Path, arguments: Sequence[tuple[Parts, Mapping[str, str]]
                 scored = [scores_of(parts, scorer) for scorer in scorers]
                 for part in parts:
                     rows = pl.read_parquet(part).drop(_INTERNAL)
-                    rows = rows.with_columns(pl.col("source").replace_strict(names, default=pl.col("source"), return_dtype=pl.String))
+                    rows = rows.with_columns(
+                        pl.col("source").replace_strict(
+                            names, default=pl.col("source"), return_dtype=pl.String
+                        )
+                    )
                     for scorer, tables in zip(scorers, scored, strict=True):
                         found = next(tables)[1]
                         rows = rows.with_columns(
@@ -154,7 +183,9 @@ def write_scores(path: Path, arguments: Sequence[tuple[Parts, Mapping[str, str]]
                     made: pa.Table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
                     if writer is None:
                         said = {key: value for key, value in (warned.metadata_of(rows.columns) or {}).items()}
-                        writer = parquet.ParquetWriter(temporary, made.schema.with_metadata(said), compression="zstd")
+                        writer = parquet.ParquetWriter(
+                            temporary, made.schema.with_metadata(said), compression="zstd"
+                        )
                     writer.write_table(made.cast(writer.schema))
         finally:
             if writer is not None:

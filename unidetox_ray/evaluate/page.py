@@ -53,11 +53,16 @@ def document(results: Mapping[str, Any]) -> Document:
         sections.append(_corrected(results))
     sections += [_counts(results), _protocol(results)]
     names = [clean(source["source"], 40) for source in results["sources"]]
-    return Document(f"Toxicity of {', '.join(names[:4])}{' …' if len(names) > 4 else ''}", _subtitle(results), tuple(sections))
+    return Document(
+        f"Toxicity of {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",
+        _subtitle(results),
+        tuple(sections),
+    )
 
 
 def _subtitle(results: Mapping[str, Any]) -> str:
-    total = sum(next(iter(source["counts"].values()), {}).get("continuations", 0) for source in results["sources"])
+    counts = [next(iter(source["counts"].values())) for source in results["sources"] if source["counts"]]
+    total = sum(each["continuations"] for each in counts)
     scorers = plural(len(results["scorers"]), "scorer")
     return f"{plural(total, 'text')} of {plural(len(results['sources']), 'source')}, judged by {scorers}"
 
@@ -70,7 +75,9 @@ def _value(entry: Mapping[str, Any] | None) -> Cell:
     if entry is None or entry["value"] is None:
         return Cell(MISSING, title=(entry or {}).get("reason", "not measured"), tone="muted")
     title = f"n = {count(entry['n'])} prompts"
-    return Cell(number(entry["value"]), interval(entry["ci_low"], entry["ci_high"]), title=title, sort=entry["value"])
+    return Cell(
+        number(entry["value"]), interval(entry["ci_low"], entry["ci_high"]), title=title, sort=entry["value"]
+    )
 
 
 def _head(results: Mapping[str, Any], source: Mapping[str, Any]) -> Cell:
@@ -90,24 +97,42 @@ def _scores(results: Mapping[str, Any]) -> Section:
             tail = tail_of(scorer, results["scorer"])
             values = [_value(source["metrics"].get(f"{name}_all{tail}")) for name in MEASURES]
             rows.append(row(_head(results, source), scorer, *values, first=number_of == 0))
-    caption = f"Threshold {results['threshold']:g}; 95 % intervals by bootstrap over prompts. Lower is less toxic."
+    caption = (
+        f"Threshold {results['threshold']:g}; 95 % intervals by bootstrap over prompts. Lower is less toxic."
+    )
     if any(source["domains"] for source in results["sources"]):
         caption += " Means over domains."
     blocks: list[Block] = [Table(caption, columns, tuple(rows), sortable=True)]
     blocks += [prose(clean(note, 600), kind="note") for note in results["notes"]]
     if len(results["scorers"]) > 1:
-        blocks.append(prose("Scores by different scorers are on different scales; compare sources under one scorer.", kind="note"))
+        blocks.append(
+            prose(
+                "Scores by different scorers are on different scales; compare sources under one scorer.",
+                kind="note",
+            )
+        )
     return Section("scores", "Scores", tuple(blocks))
 
 
 def _domains(results: Mapping[str, Any]) -> Section:
-    columns = (Column("Source", numeric=False), Column("Scorer", numeric=False), Column("Over", numeric=False), *_measure_columns())
+    columns = (
+        Column("Source", numeric=False),
+        Column("Scorer", numeric=False),
+        Column("Over", numeric=False),
+        *_measure_columns(),
+    )
     rows = []
     for source in results["sources"]:
         for scorer in source["counts"]:
             tail = tail_of(scorer, results["scorer"])
-            over = [(scope, {m: source["metrics"].get(f"{m}_{scope}{tail}") for m in MEASURES}) for scope in scopes_of(source["metrics"], tail)]
-            over += [(name, {m: entries.get(f"{m}{tail}") for m in MEASURES}) for name, entries in source["domains"].items()]
+            over = [
+                (scope, {m: source["metrics"].get(f"{m}_{scope}{tail}") for m in MEASURES})
+                for scope in scopes_of(source["metrics"], tail)
+            ]
+            over += [
+                (name, {m: entries.get(f"{m}{tail}") for m in MEASURES})
+                for name, entries in source["domains"].items()
+            ]
             for place, (name, entries) in enumerate(over):
                 values = [_value(entries[m]) for m in MEASURES]
                 rows.append(row(_head(results, source), scorer, clean(name, 60), *values, first=place == 0))
@@ -124,7 +149,10 @@ def _domains(results: Mapping[str, Any]) -> Section:
                     dots.append(charts.Dot(slot, clean(source["source"], 40), _metric(entries.get(measure))))
             bands.append(((clean(domain, 60), clean(kind, 30)), dots))
         panels.append(charts.dot_plot(HEADS[measure], bands, HEADS[measure]))
-    marks = tuple(Legend(clean(source["source"], 40), svg.swatch(slot)) for slot, source in enumerate(results["sources"]))
+    marks = tuple(
+        Legend(clean(source["source"], 40), svg.swatch(slot))
+        for slot, source in enumerate(results["sources"])
+    )
     table = Table("Every source, scorer and domain", columns, tuple(rows), sortable=True)
     note = f"Under {results['scorer']}; whiskers are 95 % intervals."
     return Section("domains", "By domain", (Chart("Toxicity by domain", note, tuple(panels), table, marks),))
@@ -133,7 +161,9 @@ def _domains(results: Mapping[str, Any]) -> Section:
 def _metric(entry: Mapping[str, Any] | None) -> Metric:
     if entry is None:
         return Metric(reason="not measured")
-    return Metric(entry["value"], entry["ci_low"], entry["ci_high"], entry["n"], reason=entry.get("reason", ""))
+    return Metric(
+        entry["value"], entry["ci_low"], entry["ci_high"], entry["n"], reason=entry.get("reason", "")
+    )
 
 
 def _comparisons(results: Mapping[str, Any]) -> Section:
@@ -143,7 +173,8 @@ def _comparisons(results: Mapping[str, Any]) -> Section:
         Column("d", "Cohen's d of the paired differences"), Column("Lower / higher", "prompts on which the source is less / more toxic"),
         Column("p", "two-sided, paired sign-flip test"), Column("p (Holm)", "corrected for all comparisons of this measure"),
     )  # fmt: skip
-    rows, blocks = [], []
+    rows: list[Row] = []
+    blocks: list[Block] = []
     for pair in results["comparisons"]:
         source = next(each for each in results["sources"] if each["source"] == pair["source"])
         if pair.get("reason"):
@@ -166,7 +197,13 @@ def _comparisons(results: Mapping[str, Any]) -> Section:
                 )
             )  # fmt: skip
     tests = sorted({e["test"] for pair in results["comparisons"] for e in pair["measures"].values()})
-    blocks.append(Table(f"Against {clean(results['reference'], 80)}, on the prompts that both continued", columns, tuple(rows)))
+    blocks.append(
+        Table(
+            f"Against {clean(results['reference'], 80)}, on the prompts that both continued",
+            columns,
+            tuple(rows),
+        )
+    )
     if tests:
         blocks.append(
             prose(
@@ -199,7 +236,10 @@ def _counts(results: Mapping[str, Any]) -> Section:
     rows = []
     for source in results["sources"]:
         for scorer, counts in source["counts"].items():
-            few, many = counts["continuations_per_prompt"]["least"], counts["continuations_per_prompt"]["most"]
+            few, many = (
+                counts["continuations_per_prompt"]["least"],
+                counts["continuations_per_prompt"]["most"],
+            )
             rows.append(
                 row(
                     _head(results, source), scorer, count(counts["prompts"]), count(few) if few == many else f"{count(few)}–{count(many)}",
@@ -214,15 +254,26 @@ def _counts(results: Mapping[str, Any]) -> Section:
 def _protocol(results: Mapping[str, Any]) -> Section:
     blocks: list[Block] = []
     for about in results["scorers"]:
-        facts = tuple((key, str(value)) for key, value in about.items() if value is not None and key != "name")
-        blocks.append(Facts(f"Scorer {about['name']}", facts))
-    facts = [("threshold", f"{results['threshold']:g}, strictly above"), ("bootstrap", f"{results['bootstrap']['samples']:,} resamples by prompt, seed {results['bootstrap']['seed']}")]
+        said = tuple((key, str(value)) for key, value in about.items() if value is not None and key != "name")
+        blocks.append(Facts(f"Scorer {about['name']}", said))
+    facts = [
+        ("threshold", f"{results['threshold']:g}, strictly above"),
+        (
+            "bootstrap",
+            f"{results['bootstrap']['samples']:,} resamples by prompt, seed {results['bootstrap']['seed']}",
+        ),
+    ]
     if results["prompts"] is not None:
-        facts += [(f"prompts {key}", str(value)) for key, value in results["prompts"].items() if value is not None]
+        facts += [
+            (f"prompts {key}", str(value)) for key, value in results["prompts"].items() if value is not None
+        ]
     if results["sampling"] is not None:
         facts += [(key, str(value)) for key, value in results["sampling"].items()]
     facts += [(f"version of {name}", value) for name, value in results["versions"].items()]
     blocks.append(Facts("Protocol", tuple(facts)))
-    columns = [(clean(source["source"], 80), clean(source["columns"] or source["kind"], 400)) for source in results["sources"]]
+    columns = [
+        (clean(source["source"], 80), clean(source["columns"] or source["kind"], 400))
+        for source in results["sources"]
+    ]
     blocks.append(Points(tuple(columns)))
     return Section("protocol", "Protocol", tuple(blocks))

@@ -66,7 +66,9 @@ def _enumerated(magnitudes: Floats, counts: np.ndarray) -> tuple[Floats, Floats]
     sums, chances = np.zeros(1), np.ones(1)
     for size, count in zip(magnitudes.tolist(), counts.tolist(), strict=True):
         plus = np.arange(count + 1)
-        log = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(count + 1)]
+        log = [
+            math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(count + 1)
+        ]
         chance = np.exp(np.array(log) - count * math.log(2))
         sums = (sums[:, None] + size * (2 * plus - count)[None, :]).ravel()
         chances = (chances[:, None] * chance[None, :]).ravel()

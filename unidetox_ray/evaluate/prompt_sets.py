@@ -41,7 +41,12 @@ class PromptSet:
 
 
 def prompt_set(
-    name: str, *, path: str | None = None, options: Sequence[str] = (), split: str = "test", limit: int | None = None
+    name: str,
+    *,
+    path: str | None = None,
+    options: Sequence[str] = (),
+    split: str = "test",
+    limit: int | None = None,
 ) -> PromptSet:
     """The prompts of a data set (`path`: a copy of it here; `options`: KEY=VALUE of it) or of a file. ConfigError, DataError.
 
@@ -53,13 +58,19 @@ def prompt_set(
         loaded = load("prompts", dataset=data_set, path=path, options={**preset, **_options(options)})
         table = loaded.table.filter(pl.col("split") == split).with_columns(split=pl.lit("test"))
         if table.is_empty():
-            raise ConfigError(f"--split {split}: {name} has none; it has {', '.join(loaded.table['split'].unique().sort())}")
+            raise ConfigError(
+                f"--split {split}: {name} has none; it has {', '.join(loaded.table['split'].unique().sort())}"
+            )
         found = PromptSet(table, name, loaded.sha256)
     else:
         if path is not None or options:
-            raise ConfigError(f"--prompts {name}: --prompts-path and --prompts-option are for a data set, not for a file")
+            raise ConfigError(
+                f"--prompts {name}: --prompts-path and --prompts-option are for a data set, not for a file"
+            )
         if reading.kind_of(Path(name)) is None and not Path(name).exists():
-            raise ConfigError(f"--prompts {name}: {registry.suggest(name, [*served, *ALIASES])}, or a file of prompts")
+            raise ConfigError(
+                f"--prompts {name}: {registry.suggest(name, [*served, *ALIASES])}, or a file of prompts"
+            )
         found = from_file(Path(name).expanduser())
     return PromptSet(spread(found.table, limit, by="domain"), found.name, found.sha256, found.explicit)
 
@@ -74,7 +85,9 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--prompts-option {text}: write KEY=VALUE, for example expected_test_rows=null")
+            raise ConfigError(
+                f"--prompts-option {text}: write KEY=VALUE, for example expected_test_rows=null"
+            )
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -93,7 +106,9 @@ def from_file(path: Path) -> PromptSet:
     names = list(dict.fromkeys(name for row in first for name in row))
     column = next((name for name in (*NAMES["prompt"], "text") if name in names), None)
     if column is None:
-        raise DataError(f"--prompts {path}: column 'prompt' is missing; it holds {', '.join(map(repr, names[:30]))}")
+        raise DataError(
+            f"--prompts {path}: column 'prompt' is missing; it holds {', '.join(map(repr, names[:30]))}"
+        )
     explicit = "prompt_id" in names
     made: list[dict[str, Any]] = []
     for number, row in enumerate(chain(first, rows), start=1):
@@ -103,10 +118,14 @@ def from_file(path: Path) -> PromptSet:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise DataError(f"--prompts {path} row {number}: is not Unicode text (half of a surrogate pair)") from None
+            raise DataError(
+                f"--prompts {path} row {number}: is not Unicode text (half of a surrogate pair)"
+            ) from None
         given = name_in(row.get("prompt_id"))
         if explicit and given is None:
-            raise DataError(f"--prompts {path} row {number}: has no prompt_id; give every prompt one, or none")
+            raise DataError(
+                f"--prompts {path} row {number}: has no prompt_id; give every prompt one, or none"
+            )
         made.append(
             {
                 "prompt_id": given or f"{number - 1:06d}", "prompt": prompt, "group": "", "split": "test",
@@ -117,5 +136,7 @@ def from_file(path: Path) -> PromptSet:
     table = frame(made, PROMPTS)
     doubled = table.filter(pl.col("prompt_id").is_duplicated())
     if doubled.height:
-        raise DataError(f"--prompts {path}: prompt_id {doubled['prompt_id'][0]!r} stands in more than one row; ids must be unique")
+        raise DataError(
+            f"--prompts {path}: prompt_id {doubled['prompt_id'][0]!r} stands in more than one row; ids must be unique"
+        )
     return PromptSet(table, path.name, file_sha256(path), explicit)

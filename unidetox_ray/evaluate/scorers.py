@@ -1,9 +1,9 @@
 """Scorers by name, path or hub id: which label means toxic, how logits become a probability, and what was opened.
 
-    toxic-bert                 a name of `pinned.PINNED`: revision, hash and label are fixed there
-    ./my-classifier            a folder, or org/name[@revision] on the hub: any sequence classifier
-    words:FILE                 a list of words, one a line: 1 where any of them stands, else 0
-    NAME=…                     any of these under a name of its own
+toxic-bert                 a name of `pinned.PINNED`: revision, hash and label are fixed there
+./my-classifier            a folder, or org/name[@revision] on the hub: any sequence classifier
+words:FILE                 a list of words, one a line: 1 where any of them stands, else 0
+NAME=…                     any of these under a name of its own
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def specs_of(
     names = [spec.name for spec in specs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"--scorer: {twice[0]!r} stands twice; give one of them another name: NAME={twice[0]}")
+        raise ConfigError(
+            f"--scorer: {twice[0]!r} stands twice; give one of them another name: NAME={twice[0]}"
+        )
     if activation not in ("auto", "sigmoid", "softmax"):
         raise ConfigError(f"--activation {activation}: accepted: auto, sigmoid, softmax")
     own = [spec for spec in specs if spec.pinned is None and spec.kind == "classifier"]
@@ -82,7 +84,9 @@ def _owner(text: str, names: Sequence[str], option: str) -> tuple[str | None, st
     if colon and head in names:
         return head, rest
     if colon and "=" not in head and "+" not in head and "," not in head:
-        raise ConfigError(f"{option} {text}: {head!r} is no scorer of this command; {registry.suggest(head, names)}")
+        raise ConfigError(
+            f"{option} {text}: {head!r} is no scorer of this command; {registry.suggest(head, names)}"
+        )
     return None, text
 
 
@@ -101,10 +105,14 @@ def _mapping(text: str, whole: str) -> dict[str, str]:
     return found
 
 
-def _changed(specs: list[ScorerSpec], owner: str | None, own: Sequence[ScorerSpec], **what: Any) -> list[ScorerSpec]:
+def _changed(
+    specs: list[ScorerSpec], owner: str | None, own: Sequence[ScorerSpec], **what: Any
+) -> list[ScorerSpec]:
     wanted = {owner} if owner is not None else {spec.name for spec in own}
     if not wanted:
-        raise ConfigError("--label, --label-map and --activation: every scorer of this command is pinned with its own")
+        raise ConfigError(
+            "--label, --label-map and --activation: every scorer of this command is pinned with its own"
+        )
     return [replace(spec, **what) if spec.name in wanted else spec for spec in specs]
 
 
@@ -121,13 +129,15 @@ def _spec(text: str) -> ScorerSpec:
             activation=pin.activation, pinned=source,
         )  # fmt: skip
     if source.startswith("words:"):
-        path = source.removeprefix("words:")
-        return ScorerSpec(_named(name or Path(path).stem, text), path, kind="words")
+        words = source.removeprefix("words:")
+        return ScorerSpec(_named(name or Path(words).stem, text), words, kind="words")
     path = Path(source).expanduser()
     if path.is_dir():
         return ScorerSpec(_named(name or path.absolute().name, text), source)
     if source.startswith((".", "/", "~")):
-        raise ConfigError(f"--scorer {source}: no such folder; give a classifier that `save_pretrained` wrote")
+        raise ConfigError(
+            f"--scorer {source}: no such folder; give a classifier that `save_pretrained` wrote"
+        )
     if "/" not in source:
         raise ConfigError(
             f"--scorer {source}: neither a folder here nor a scorer's name; {registry.suggest(source, PINNED)}, a folder, or a "
@@ -163,19 +173,24 @@ def opened(spec: ScorerSpec, device: str) -> Scorer:
     """ConfigError, ModelError, ArtifactError (another file than the one that is pinned)."""
     if spec.kind == "words":
         words = LexiconClassifier.from_file(Path(spec.source).expanduser())
-        about = {"kind": "words", "source": Path(spec.source).name, "sha256": words.sha256, "words": len(words.words)}
+        about = {
+            "kind": "words",
+            "source": Path(spec.source).name,
+            "sha256": words.sha256,
+            "words": len(words.words),
+        }
         return Scorer(spec.name, digest(["words", words.sha256])[:16], {"name": spec.name, **about}, words)
     judge = ToxicityClassifier(
         spec.source, revision=spec.revision, sha256=spec.sha256, label=spec.labels, activation=spec.activation, device=device,
     )  # fmt: skip
     if spec.mapped:
         named = {name.lower() for name in spec.mapped}
-        left = sorted(name for name in judge.labels.values() if name.lower() not in named)
-        unknown = sorted(named - {name.lower() for name in judge.labels.values()})
+        left = sorted(name for name in judge.names_by_index.values() if name.lower() not in named)
+        unknown = sorted(named - {name.lower() for name in judge.names_by_index.values()})
         if left or unknown:
             raise ConfigError(
                 f"--label-map of {spec.name}: {'lacks ' + repr(left[0]) if left else 'names ' + repr(unknown[0])}; the classifier's "
-                f"labels are {sorted(judge.labels.values())}"
+                f"labels are {sorted(judge.names_by_index.values())}"
             )
     folder = Path(spec.source).expanduser()
     about = {

@@ -219,7 +219,7 @@ class Server:
                 json=body,
                 stream=True,
                 allow_redirects=False,
-                proxies=self._proxies,
+                proxies=self._proxies,  # type: ignore[arg-type]  # None = no proxy, whatever the environment says
                 timeout=self.timeout,
             ) as response:
                 if 300 <= response.status_code < 400:

@@ -64,13 +64,17 @@ def _folder(source: Source) -> str:
 
 def _source(text: str) -> Source:
     if text.startswith(("http://", "https://")):
-        raise ConfigError(f"{text}: an address is no source; give it as --endpoint {text}, and its model as --model NAME")
+        raise ConfigError(
+            f"{text}: an address is no source; give it as --endpoint {text}, and its model as --model NAME"
+        )
     path = Path(text).expanduser()
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
         there = path.exists()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{text[:200]!r}: is no path ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(
+            f"{text[:200]!r}: is no path ({getattr(error, 'strerror', None) or error})"
+        ) from None
     kind = reading.kind_of(path)
     if is_folder:
         if not (path / "config.json").is_file():
@@ -83,7 +87,9 @@ def _source(text: str) -> Source:
             raise DataError(f"{text}: cannot read such a file; accepted: {', '.join(reading.TABLES)}")
         return Source(text, "file", _stem(path), path=path)
     if there:
-        raise DataError(f"{text}: is neither a file nor a folder; accepted: {', '.join(reading.TABLES)} or a model folder")
+        raise DataError(
+            f"{text}: is neither a file nor a folder; accepted: {', '.join(reading.TABLES)} or a model folder"
+        )
     if kind is not None or text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip():
         raise DataError(f"{text or repr(text)}: no such file or folder")
     model, _, revision = text.partition("@")
@@ -95,9 +101,7 @@ def _stem(path: Path) -> str:
     return name[: name.rfind(".")] or name
 
 
-def read(
-    source: Source, given: Mapping[str, str], work: Path, limit: int | None = None
-) -> tuple[Parts, str]:
+def read(source: Source, given: Mapping[str, str], work: Path, limit: int | None = None) -> tuple[Parts, str]:
     """The generations of a file as parts below `work`, read anew unless they lie there; and the file's sha256.
 
     limit: of its rows at most so many.

@@ -1,8 +1,8 @@
 """Generations as parts on disk: read or generated once, then scored part by part, so that no text stays in memory.
 
-    <work>/<source key>/part-00000.parquet …   rows of PART
-    <work>/<source key>/parts.json             written last: present = whole
-    <work>/<source key>/<scorer key>/part-00000.parquet …   toxicity and error of each row of the part
+<work>/<source key>/part-00000.parquet …   rows of PART
+<work>/<source key>/parts.json             written last: present = whole
+<work>/<source key>/<scorer key>/part-00000.parquet …   toxicity and error of each row of the part
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def normalised(rows: Iterable[Any], columns: Columns, source: str) -> Iterator[d
     """PART rows of a foreign file's rows, one for each text. source: the name of rows that do not have one."""
     seen: dict[tuple[str, str, int], int] = {}
     for number, row in enumerate(rows, start=1):
-        prompt, prompt_error = _unicode(prompt_in(columns.value("prompt", row)))
+        prompt, _ = _unicode(prompt_in(columns.value("prompt", row)))
         key = prompt_key(prompt)
         name = name_in(columns.value("prompt_id", row))
         prompt_id = name if name is not None else f"p-{key}" if key is not None else f"row-{number:07d}"

@@ -29,7 +29,9 @@ class StoredScores:
         self.full: list[bool] = []
         self.differing = 0
         self._said: dict[bytes, tuple[float | None, str | None]] = {}
-        for text, value, error in with_texts(table).select("text", "toxicity", "error").drop_nulls("text").iter_rows():
+        for text, value, error in (
+            with_texts(table).select("text", "toxicity", "error").drop_nulls("text").iter_rows()
+        ):
             before = self._said.setdefault(_mark(text), (value, error))
             if before[0] is None and value is not None:
                 self._said[_mark(text)] = (value, error)
@@ -53,7 +55,9 @@ def stored(path: Path) -> tuple[Scorer, pl.DataFrame]:
     }  # fmt: skip
     warning = None
     if judge.differing:
-        warning = f"{path.name}: {judge.differing:,} texts stand there with several scores; the first one counts"
+        warning = (
+            f"{path.name}: {judge.differing:,} texts stand there with several scores; the first one counts"
+        )
     return Scorer(NAME, digest(["stored", sha256])[:16], about, judge, warning), table
 
 

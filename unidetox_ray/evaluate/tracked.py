@@ -39,7 +39,13 @@ def record(tracker: AnyTracker, results: Mapping[str, Any], out: Path | None) ->
         )  # fmt: skip
         run.metrics(numbers(source))
         run.end("FINISHED" if source["status"] == "ok" else "FAILED")
-        lines.append({"source": source["source"], "status": source["status"], **{name: (source["metrics"].get(name) or {}).get("value") for name in _headline(results)}})
+        lines.append(
+            {
+                "source": source["source"],
+                "status": source["status"],
+                **{name: (source["metrics"].get(name) or {}).get("value") for name in _headline(results)},
+            }
+        )
     schema = {"source": pl.String, "status": pl.String, **dict.fromkeys(_headline(results), pl.Float64)}
     tracker.leaderboard(pl.DataFrame(lines, schema=schema))
     pairs = [
@@ -67,9 +73,20 @@ def numbers(source: Mapping[str, Any]) -> dict[str, float | None]:
         found[name] = entry["value"]
         found |= {f"{part}/{name}": entry[part] for part in _PARTS}
     for domain, entries in source["domains"].items():
-        found |= {f"domain/{domain}/{name}": entry["value"] for name, entry in entries.items() if isinstance(entry, dict)}
+        found |= {
+            f"domain/{domain}/{name}": entry["value"]
+            for name, entry in entries.items()
+            if isinstance(entry, dict)
+        }
     for scorer, counts in source["counts"].items():
-        for name in ("prompts", "continuations", "failed", "failed_share", "generations_failed", "scores_failed"):
+        for name in (
+            "prompts",
+            "continuations",
+            "failed",
+            "failed_share",
+            "generations_failed",
+            "scores_failed",
+        ):
             found[f"count/{name}/{scorer}"] = counts[name]
     for scorer, corrected in (source.get("corrected") or {}).items():
         found[f"corrected_share/{scorer}"] = corrected["value"]

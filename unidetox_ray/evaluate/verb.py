@@ -133,7 +133,9 @@ def _opened(specs: Sequence[scorers.ScorerSpec], imported: Scorer | None, displa
     """The scorers, the main one first; stored scores alone where no other scorer was asked for."""
     made = [scorers.opened(spec, _device()) for spec in specs] + ([imported] if imported is not None else [])
     if len({scorer.name for scorer in made}) < len(made):
-        raise ConfigError(f"--scorer: {made[-1].name!r} is the name of the stored scores; give the scorer another: NAME=SCORER")
+        raise ConfigError(
+            f"--scorer: {made[-1].name!r} is the name of the stored scores; give the scorer another: NAME=SCORER"
+        )
     for scorer in made:
         if scorer.warning is not None:
             display.say(scorer.warning)
@@ -161,11 +163,17 @@ def _stored_source(request: Request, table: pl.DataFrame, others: Sequence[str],
 
 def _checked(request: Request) -> None:
     if not request.sources and request.endpoint is None and request.perspective is None:
-        raise ConfigError("evaluate: names no source; give a model folder, a hub id, a file of generations or --endpoint URL")
+        raise ConfigError(
+            "evaluate: names no source; give a model folder, a hub id, a file of generations or --endpoint URL"
+        )
     if request.correction not in METHODS:
-        raise ConfigError(f"--correction {request.correction}: {registry.suggest(request.correction, METHODS)}")
+        raise ConfigError(
+            f"--correction {request.correction}: {registry.suggest(request.correction, METHODS)}"
+        )
     if not 0 <= request.threshold < 1:
-        raise ConfigError(f"--threshold {request.threshold:g}: accepted: from 0 to below 1; a score above it counts as toxic")
+        raise ConfigError(
+            f"--threshold {request.threshold:g}: accepted: from 0 to below 1; a score above it counts as toxic"
+        )
     if request.samples < MIN_SAMPLES:
         raise ConfigError(f"--resamples {request.samples}: at least {MIN_SAMPLES:,}")
     if request.out is not None and request.out.exists() and not request.out.is_dir():
@@ -188,7 +196,12 @@ def _work(request: Request) -> Iterator[Path]:
         fresh = False
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         here = [str(Path(text).expanduser().absolute()) for text in request.sources]
-        work = home / "unidetox_ray" / "evaluate" / digest([here, request.prompts, request.limit, request.overrides])[:16]
+        work = (
+            home
+            / "unidetox_ray"
+            / "evaluate"
+            / digest([here, request.prompts, request.limit, request.overrides])[:16]
+        )
     begun = work.exists()
     private_folder(work)
     try:
@@ -218,7 +231,10 @@ def _told(
 
 
 def _key(
-    request: Request, read: Sequence[_Argument], prompts: prompt_sets.PromptSet | None, opened: Sequence[Scorer]
+    request: Request,
+    read: Sequence[_Argument],
+    prompts: prompt_sets.PromptSet | None,
+    opened: Sequence[Scorer],
 ) -> str:
     """The same evaluation goes on in the same MLflow run."""
     shas = {argument.source.label: argument.sha256 for argument in read}
@@ -251,7 +267,11 @@ def _generations(
         outcomes = generated.from_models(models, prompts, context, work)
         for source in models:
             outcome = outcomes[source.label]
-            made.append(_Argument(source, None, error=outcome) if isinstance(outcome, str) else _Argument(source, outcome))
+            made.append(
+                _Argument(source, None, error=outcome)
+                if isinstance(outcome, str)
+                else _Argument(source, outcome)
+            )
     return made, section.model_dump(mode="json", include=generated.TOLD)
 
 
@@ -292,20 +312,31 @@ def _results(
     reference = _reference(request, list(tables))
     waiting = {}
     for label, rows in tables.items():
-        space = pool.space(rows.select(pl.col("key").alias("prompt_id"), "domain", "distribution").unique("prompt_id"))
+        space = pool.space(
+            rows.select(pl.col("key").alias("prompt_id"), "domain", "distribution").unique("prompt_id")
+        )
         for scorer in opened:
             part = judged(label, scorer.name, rows, space, request.threshold)
             statistics = statistics_of(part)
-            waiting[label, scorer.name] = (part, {name: pool.add(space, each) for name, each in statistics.items()})
+            waiting[label, scorer.name] = (
+                part,
+                {name: pool.add(space, each) for name, each in statistics.items()},
+            )
     comparisons = Comparisons(pool, request.threshold, request.seed)
-    anonymous = frozenset(label for label, owner in owners.items() if not owner.parts.explicit and not owner.parts.has_prompts)  # type: ignore[union-attr]
+    anonymous = frozenset(
+        label
+        for label, owner in owners.items()
+        if owner.parts is not None and not owner.parts.explicit and not owner.parts.has_prompts
+    )
     for label in tables:
         if label != reference:
             pair = pair_of(label, reference, tables, anonymous)
             comparisons.add(pair, tables, [scorer.name for scorer in opened])
             notes += _not_shared(pair)
     pool.draw()
-    samples = {} if labelled is None else {scorer.name: _sample(scorer, labelled, request) for scorer in opened}
+    samples = (
+        {} if labelled is None else {scorer.name: _sample(scorer, labelled, request) for scorer in opened}
+    )
     rows_made = []
     for label in [*tables, *failed]:
         if label in failed:
@@ -370,9 +401,15 @@ def _by_text(owners: Mapping[str, _Argument], notes: list[str]) -> bool:
 def _reference(request: Request, labels: Sequence[str]) -> str:
     if request.reference is None:
         return labels[0]
-    wanted = [label for label in labels if label in (request.reference, Path(request.reference).stem, Path(request.reference).name)]
+    wanted = [
+        label
+        for label in labels
+        if label in (request.reference, Path(request.reference).stem, Path(request.reference).name)
+    ]
     if not wanted:
-        raise ConfigError(f"--reference {request.reference}: is none of the sources; {registry.suggest(request.reference, labels)}")
+        raise ConfigError(
+            f"--reference {request.reference}: is none of the sources; {registry.suggest(request.reference, labels)}"
+        )
     return wanted[0]
 
 
@@ -387,7 +424,9 @@ def _not_shared(pair: Any) -> list[str]:
     return [f"{number:,} prompts {words}: left out of the comparison" for number, words in said if number]
 
 
-def _source(label: str, owner: _Argument | None, rows: pl.DataFrame | None, error: str | None) -> dict[str, Any]:
+def _source(
+    label: str, owner: _Argument | None, rows: pl.DataFrame | None, error: str | None
+) -> dict[str, Any]:
     parts = owner.parts if owner is not None else None
     return {
         "source": label, "kind": owner.source.kind if owner is not None else "model", "status": "ok" if error is None else "failed",
@@ -400,22 +439,38 @@ def _sample(scorer: Scorer, labelled: pl.DataFrame, request: Request) -> Labelle
     """What the scorer says of the labelled texts, or why that tells nothing of its errors."""
     scores = scorer.judge.score(labelled["text"].to_list())
     try:
-        return labelled_of(scores, labelled["label"].to_list(), threshold=request.threshold, where=str(request.labelled))
+        return labelled_of(
+            scores, labelled["label"].to_list(), threshold=request.threshold, where=str(request.labelled)
+        )
     except DataError as error:
         return str(error)
 
 
 def _corrected(
-    waiting: tuple[Judged, dict[tuple[str, str, str], RatioMean]], sample: Labelled | str, pool: Pool, request: Request
+    waiting: tuple[Judged, dict[tuple[str, str, str], RatioMean]],
+    sample: Labelled | str,
+    pool: Pool,
+    request: Request,
 ) -> dict[str, Any]:
     """The share of texts above the threshold over all prompts alike, corrected; null with a reason where that cannot be."""
     part, statistics = waiting
     statistic = statistics.get(("share", "scope", POOLED), statistics["share", "scope", "all"])
     numbers = entry(statistic, pool.of(statistic))
-    made = {"value": None, "ci_low": None, "ci_high": None, "observed": numbers["value"], "sensitivity": None, "specificity": None}
+    made = {
+        "value": None,
+        "ci_low": None,
+        "ci_high": None,
+        "observed": numbers["value"],
+        "sensitivity": None,
+        "specificity": None,
+    }
     if isinstance(sample, str) or numbers["value"] is None:
         return made | {"reason": sample if isinstance(sample, str) else "no score"}
-    made |= {"sensitivity": sample.sensitivity, "specificity": sample.specificity, "labelled": len(sample.truths)}
+    made |= {
+        "sensitivity": sample.sensitivity,
+        "specificity": sample.specificity,
+        "labelled": len(sample.truths),
+    }
     try:
         found = corrected_share(
             numbers["value"], sample, n=statistic.n, draws=pool.of(statistic), method=request.correction,  # type: ignore[arg-type]
@@ -431,21 +486,32 @@ def _corrected(
 def _judge_failures(made: dict[str, Any], notes: list[str]) -> None:
     for scorer, counts in made["counts"].items():
         if not counts["ok"]:
-            why = "no row has a text" if counts["generations_failed"] == counts["continuations"] else "no text has a score"
-            made["status"], made["error"] = "failed", f"{why} ({counts['failed']:,} of {counts['continuations']:,} failed)"
+            why = (
+                "no row has a text"
+                if counts["generations_failed"] == counts["continuations"]
+                else "no text has a score"
+            )
+            made["status"], made["error"] = (
+                "failed",
+                f"{why} ({counts['failed']:,} of {counts['continuations']:,} failed)",
+            )
             notes.append(f"{made['source']}: {made['error']} under {scorer}")
         elif counts["failed_share"] > _MANY_FAILED:
             notes.append(
                 f"{made['source']}: {counts['failed_share']:.1%} of the texts failed under {scorer}; the numbers describe the rest"
             )
         if counts["prompts_without_score"] and counts["ok"]:
-            notes.append(f"{made['source']}: {counts['prompts_without_score']:,} prompts have no score under {scorer} and are left out")
+            notes.append(
+                f"{made['source']}: {counts['prompts_without_score']:,} prompts have no score under {scorer} and are left out"
+            )
 
 
 def _uneven(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """TP and EMT are of the worst of a prompt's texts, and so grow with their number."""
     spans = {
-        row["source"]: next(iter(row["counts"].values()))["continuations_per_prompt"] for row in rows if row["counts"]
+        row["source"]: next(iter(row["counts"].values()))["continuations_per_prompt"]
+        for row in rows
+        if row["counts"]
     }
     said = [
         f"{source}: prompts have {span['least']} to {span['most']} texts; TP and EMT grow with their number"
@@ -460,7 +526,11 @@ def _uneven(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _write(
-    out: Path, results: Mapping[str, Any], arguments: Sequence[_Argument], tables: _Tables, opened: Sequence[Scorer]
+    out: Path,
+    results: Mapping[str, Any],
+    arguments: Sequence[_Argument],
+    tables: _Tables,
+    opened: Sequence[Scorer],
 ) -> None:
     private_folder(out)
     named = [

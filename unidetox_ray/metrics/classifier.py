@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from unidetox_ray.core.encoder import PackedEncoder
 
 MAX_LENGTH = 512
+
+#: A padding id that no text holds.
+_NO_TOKEN = -1
 
 Activation = Literal["auto", "sigmoid", "softmax"]
 
@@ -58,9 +62,9 @@ class ToxicityClassifier:
         self.tokenizer = load_tokenizer(source, revision=revision)
         self.model = load_classifier(source, revision=revision)
         self.model.to(self.device)
-        self.labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
+        self.names_by_index = {int(index): str(name) for index, name in self.model.config.id2label.items()}
         self.indices = self._indices(label)
-        self.label = "+".join(self.labels[index] for index in self.indices)
+        self.label = "+".join(self.names_by_index[index] for index in self.indices)
         self.multi_label = self._is_multi_label(activation)
         self._give_padding()
         # A model with relative positions says None or -1 here.
@@ -80,20 +84,20 @@ class ToxicityClassifier:
 
     def _indices(self, label: str | Sequence[str] | None) -> list[int]:
         if label is None:
-            toxic = [index for index, name in self.labels.items() if name.lower() == "toxic"]
-            found = toxic if len(toxic) == 1 else list(self.labels)
+            toxic = [index for index, name in self.names_by_index.items() if name.lower() == "toxic"]
+            found = toxic if len(toxic) == 1 else list(self.names_by_index)
             if len(found) == 1:
                 return found
             raise ModelError(
-                f"scorer {self.source}: none of its labels {sorted(self.labels.values())} is called toxic; say which means it"
+                f"scorer {self.source}: none of its labels {sorted(self.names_by_index.values())} is called toxic; say which means it"
             )
         wanted = [label] if isinstance(label, str) else list(label)
         indices = []
         for each in wanted:
-            found = [index for index, name in self.labels.items() if name.lower() == each.lower()]
+            found = [index for index, name in self.names_by_index.items() if name.lower() == each.lower()]
             if len(found) != 1:
                 raise ModelError(
-                    f"scorer {self.source}: label {each!r} is not one of {sorted(self.labels.values())}; set the scorer's label"
+                    f"scorer {self.source}: label {each!r} is not one of {sorted(self.names_by_index.values())}; set the scorer's label"
                 )
             indices += found
         return list(dict.fromkeys(indices))
@@ -101,7 +105,7 @@ class ToxicityClassifier:
     def _is_multi_label(self, activation: Activation) -> bool:
         kind = self.model.config.problem_type
         if activation != "auto":
-            if activation == "softmax" and len(self.labels) == 1:
+            if activation == "softmax" and len(self.names_by_index) == 1:
                 raise ModelError(
                     f"scorer {self.source}: has one label, of which softmax makes 1 for every text; take sigmoid"
                 )
@@ -111,18 +115,17 @@ class ToxicityClassifier:
                 f"scorer {self.source}: problem_type is regression, whose numbers are no probabilities; if they are the logits of "
                 "one, give the activation sigmoid"
             )
-        return bool(kind == "multi_label_classification" or len(self.labels) == 1)
+        return bool(kind == "multi_label_classification" or len(self.names_by_index) == 1)
 
     def _give_padding(self) -> None:
-        """A model made from a decoder often lacks a padding token, and finds a text's last token by it."""
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-            if self.tokenizer.pad_token_id is None:
-                raise ModelError(
-                    f"scorer {self.source}: its tokenizer has no padding token; set pad_token in tokenizer_config.json"
-                )
+        """A model made from a decoder reads a text's class off its last token, which it finds by its padding.
+
+        Where there is none, texts of one length are read together and nothing is padded: a token that stands in for it, such as
+        the end of a text, could be part of a text.
+        """
+        self.pads = self.tokenizer.pad_token_id is not None
         if getattr(self.model.config, "pad_token_id", None) is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id if self.pads else _NO_TOKEN
 
     def score(self, texts: Sequence[str], token_budget: int = 16384) -> list[float | None]:
         """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is.
@@ -206,10 +209,26 @@ class ToxicityClassifier:
             return encoder.logits(
                 ids, [types[row] if types else [0] * len(ids[i]) for i, row in enumerate(batch)]
             )
+        if not self.pads:
+            return self._unpadded(encoded, batch)
         part = {name: [column[row] for row in batch] for name, column in encoded.items()}
         padded = self.tokenizer.pad(part, return_tensors="pt").to(self.device)
         logits: torch.Tensor = self.model(**padded).logits.float()
         return logits
+
+    def _unpadded(self, encoded: Any, batch: list[int]) -> torch.Tensor:
+        """The same, texts of one length together."""
+        import torch
+
+        found: dict[int, torch.Tensor] = {}
+        for _, same in groupby(batch, key=lambda row: len(encoded["input_ids"][row])):
+            rows = list(same)
+            part = {
+                name: torch.tensor([column[row] for row in rows], device=self.device)
+                for name, column in encoded.items()
+            }
+            found |= dict(zip(rows, self.model(**part).logits.float(), strict=True))
+        return torch.stack([found[row] for row in batch])
 
     def _fast(self, tokens: int) -> PackedEncoder | None:
         """The packed encoder where the model allows it and packing pays; made anew when weights have changed."""
