@@ -34,12 +34,15 @@ from unidetox_ray.evaluate.measured import (
 from unidetox_ray.evaluate.scorers import Scorer
 from unidetox_ray.evaluate.store import Parts, store
 from unidetox_ray.evaluate.stored import rows_of_stored, stored
+from unidetox_ray.families.loading import load_config
 from unidetox_ray.locking import only_writer
 from unidetox_ray.metrics.stats import MIN_SAMPLES, RatioMean
 from unidetox_ray.stages.context import Display, Silent
 
 #: From this share of failures on, a note says that the numbers describe the rest.
 _MANY_FAILED = 0.01
+#: More prompts than this take seconds to resample.
+_MANY_PROMPTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
     found = sources.sources_of(request.sources)
     given = columns_.chosen(request.columns)
     models = [source for source in found if source.kind == "model"]
+    for source in models:
+        load_config(source.model, source.revision)  # before prompts are fetched for a model that is not there
     prompts = None
     if models or request.endpoint is not None:
         prompts = prompt_sets.prompt_set(
@@ -122,7 +127,11 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
             arguments = _in_order(found, [*read, *generated_])
             _score(arguments, opened, display)
             tables = _by_source(arguments, opened)
-            results = _results(tables, opened, request, prompts, sampling, labelled)
+            try:
+                results = _results(tables, opened, request, prompts, sampling, labelled, display)
+            except StageError:  # all is scored: the same command again would find nothing else
+                shutil.rmtree(work, ignore_errors=True)
+                raise
             if request.out is not None:
                 _write(request.out, results, arguments, tables, opened)
             tracked.record(tracker, results, request.out)
@@ -301,7 +310,7 @@ def _score(arguments: Sequence[_Argument], opened: Sequence[Scorer], display: Di
 
 def _results(
     found: _Tables, opened: Sequence[Scorer], request: Request,
-    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None, labelled: pl.DataFrame | None,
+    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None, labelled: pl.DataFrame | None, display: Display,
 ) -> dict[str, Any]:  # fmt: skip
     tables, owners, failed = found.rows, found.owners, found.failed
     if not tables:
@@ -333,6 +342,9 @@ def _results(
             pair = pair_of(label, reference, tables, anonymous)
             comparisons.add(pair, tables, [scorer.name for scorer in opened])
             notes += _not_shared(pair)
+    most = max(rows["key"].n_unique() for rows in tables.values())
+    if most > _MANY_PROMPTS:
+        display.say(f"resampling {most:,} prompts {request.samples:,} times …")
     pool.draw()
     samples = (
         {} if labelled is None else {scorer.name: _sample(scorer, labelled, request) for scorer in opened}
@@ -356,6 +368,10 @@ def _results(
                     domain[f"{measure}{tail}"] = numbers
         for name, sample in samples.items():
             made["corrected"][name] = _corrected(waiting[label, name], sample, pool, request)
+            if "reason" in made["corrected"][name]:
+                notes.append(
+                    f"{label}: the share under {name} is not corrected: {made['corrected'][name]['reason']}"
+                )
         _judge_failures(made, notes)
         rows_made.append(made)
     if all(row["status"] == "failed" for row in rows_made):
