@@ -328,6 +328,35 @@ def test_a_labelled_sample_corrects_the_share(scored, comments, write, request_o
     assert "no toxic text" in results["sources"][0]["corrected"]["judge"]["reason"]
 
 
+def test_a_file_without_domains_gets_those_of_a_prompt_set(scored, write, request_of):
+    rows, _ = scored["one"]
+    bare = [{"prompt": row["prompt"], "text": row["text"]} for row in rows]
+    known = [
+        {"prompt": row["prompt"], "domain": row["domain"], "distribution": row["distribution"]}
+        for row in rows[::EACH]
+    ]
+    wanted = evaluate(request_of(write("one.jsonl", rows)))["sources"][0]
+    prompts = write(
+        "set.jsonl", [*known, {"prompt": "never continued", "domain": "north", "distribution": "id"}]
+    )
+    results = evaluate(request_of(write("bare.jsonl", bare), prompts=str(prompts)))
+    assert (
+        results["sources"][0]["metrics"] == wanted["metrics"]
+        and results["sources"][0]["domains"] == wanted["domains"]
+    )
+    assert results["notes"] == ["bare: 1 prompts of set.jsonl have no row"]
+    some = evaluate(
+        request_of(
+            write("some.jsonl", [*bare, {"prompt": "elsewhere", "text": "fine"}]), prompts=str(prompts)
+        )
+    )
+    assert "not in set.jsonl" in some["sources"][0]["domains"]
+    with pytest.raises(DataError, match="holds no prompt of --prompts"):
+        evaluate(
+            request_of(write("bare.jsonl", bare), prompts=str(write("foreign.jsonl", [{"prompt": "other"}])))
+        )
+
+
 def test_an_mlflow_run_with_a_run_for_each_source(scored, write, request_of, tmp_path):
     from unidetox_ray.tracking import read_runs
 

@@ -32,7 +32,7 @@ from unidetox_ray.evaluate.measured import (
     statistics_of,
 )
 from unidetox_ray.evaluate.scorers import Scorer
-from unidetox_ray.evaluate.store import Parts, store
+from unidetox_ray.evaluate.store import Parts, prompt_key, store
 from unidetox_ray.evaluate.stored import rows_of_stored, stored
 from unidetox_ray.families.loading import load_config
 from unidetox_ray.locking import only_writer
@@ -104,10 +104,11 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
     for source in models:
         load_config(source.model, source.revision)  # before prompts are fetched for a model that is not there
     prompts = None
-    if models or request.endpoint is not None:
+    asked = bool(models) or request.endpoint is not None
+    if asked or request.prompts is not None:
         prompts = prompt_sets.prompt_set(
             request.prompts or prompt_sets.DEFAULT, path=request.prompts_path, options=request.prompts_options,
-            split=request.split, limit=request.limit,
+            split=request.split, limit=request.limit if asked else None,
         )  # fmt: skip
     imported = None if request.perspective is None else stored(request.perspective)
     labelled = None if request.labelled is None else read_labelled(request.labelled)
@@ -118,7 +119,7 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
         read = [_read(source, given, work, request.limit) for source in found if source.kind == "file"]
         if imported is not None and not found and request.endpoint is None:
             read.append(_stored_source(request, imported[1], [spec.name for spec in specs], work))
-        _told(read, models, request, display)
+        _told(read, models, prompts, request, display)
         opened = _opened(specs, None if imported is None else imported[0], display)
         name = ", ".join(source.given for source in found)[:200] or "evaluation"
         key = _key(request, read, prompts, opened)
@@ -127,8 +128,9 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
             arguments = _in_order(found, [*read, *generated_])
             _score(arguments, opened, display)
             tables = _by_source(arguments, opened)
+            notes = [] if prompts is None else _domains_of(prompts, tables)
             try:
-                results = _results(tables, opened, request, prompts, sampling, labelled, display)
+                results = _results(tables, opened, request, prompts, sampling, labelled, notes, display)
             except StageError:  # all is scored: the same command again would find nothing else
                 shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -140,6 +142,9 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
 
 def _opened(specs: Sequence[scorers.ScorerSpec], imported: Scorer | None, display: Display) -> list[Scorer]:
     """The scorers, the main one first; stored scores alone where no other scorer was asked for."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of reading a file that lies here
     made = [scorers.opened(spec, _device()) for spec in specs] + ([imported] if imported is not None else [])
     if len({scorer.name for scorer in made}) < len(made):
         raise ConfigError(
@@ -226,12 +231,15 @@ def _work(request: Request) -> Iterator[Path]:
 
 
 def _told(
-    read: Sequence[_Argument], models: Sequence[sources.Source], request: Request, display: Display
-) -> None:
+    read: Sequence[_Argument], models: Sequence[sources.Source], prompts: prompt_sets.PromptSet | None, request: Request,
+    display: Display,
+) -> None:  # fmt: skip
     """What was read, and every mistake in it that can be found before hours of work."""
     tables = _by_source(read, [])
     for label, rows in tables.rows.items():
         checked_prompts(label, rows)
+    if prompts is not None:
+        _domains_of(prompts, tables)
     if request.endpoint is None:  # the label of its model is not known yet
         _reference(request, [*tables.rows, *(each.label for each in models)])
     for argument in read:
@@ -265,7 +273,7 @@ def _generations(
     models: Sequence[sources.Source], prompts: prompt_sets.PromptSet | None, request: Request, work: Path, display: Display
 ) -> tuple[list[_Argument], dict[str, Any] | None]:  # fmt: skip
     """Texts of the models and of the server; and how they were sampled."""
-    if prompts is None:
+    if prompts is None or not (models or request.endpoint):
         return [], None
     context, section = generated.sampling_of(work / "generation", request.overrides, display)
     made = []
@@ -310,12 +318,11 @@ def _score(arguments: Sequence[_Argument], opened: Sequence[Scorer], display: Di
 
 def _results(
     found: _Tables, opened: Sequence[Scorer], request: Request,
-    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None, labelled: pl.DataFrame | None, display: Display,
+    prompts: prompt_sets.PromptSet | None, sampling: Mapping[str, Any] | None, labelled: pl.DataFrame | None, notes: list[str], display: Display,
 ) -> dict[str, Any]:  # fmt: skip
     tables, owners, failed = found.rows, found.owners, found.failed
     if not tables:
         raise StageError(f"evaluate: no source has a generation; {next(iter(failed.values()), '')}")
-    notes: list[str] = []
     tables = keyed(tables, by_text=_by_text(owners, notes))
     pool, main = Pool(request.samples, request.seed), opened[0].name
     reference = _reference(request, list(tables))
@@ -403,6 +410,42 @@ def _by_source(arguments: Sequence[_Argument], opened: Sequence[Scorer]) -> _Tab
     rows = {label: part for label, (_, _, part) in zip(labels, found, strict=True)}
     owners = {label: arguments[place] for label, (_, place, _) in zip(labels, found, strict=True)}
     return _Tables(rows, owners, failed, names)
+
+
+def _domains_of(prompts: prompt_sets.PromptSet, tables: _Tables) -> list[str]:
+    """Give files that name no domains those of the prompt set, by the prompts' texts, else ids; notes on what does not meet."""
+    known = prompts.table.select("prompt_id", "domain", "distribution").with_columns(
+        pl.Series("prompt_key", [prompt_key(text) for text in prompts.table["prompt"]])
+    )
+    notes = []
+    for label, rows in tables.rows.items():
+        parts = tables.owners[label].parts
+        if parts is None or parts.has_domains:
+            continue
+        by = "prompt_key" if parts.has_prompts else "prompt_id"
+        found = rows.drop("domain", "distribution").join(
+            known.unique(by, keep="first", maintain_order=True).select(by, "domain", "distribution"),
+            on=by, how="left", maintain_order="left",
+        )  # fmt: skip
+        foreign = (
+            found.filter(pl.col("domain").is_null())[by].n_unique() if found["domain"].null_count() else 0
+        )
+        if foreign == rows[by].n_unique():
+            raise DataError(
+                f"{label}: holds no prompt of --prompts {prompts.name}; leave --prompts out, or name the right set"
+            )
+        missing = known.filter(~pl.col(by).is_in(rows[by].drop_nulls().implode()))[by].n_unique()
+        if foreign:
+            notes.append(
+                f"{label}: {foreign:,} prompts are not in {prompts.name}; they are a domain of their own"
+            )
+        if missing:
+            notes.append(f"{label}: {missing:,} prompts of {prompts.name} have no row")
+        elsewhere = pl.lit(f"not in {prompts.name}")
+        tables.rows[label] = found.with_columns(
+            pl.col("domain").fill_null(elsewhere), pl.col("distribution").fill_null(elsewhere)
+        )
+    return notes
 
 
 def _by_text(owners: Mapping[str, _Argument], notes: list[str]) -> bool:
