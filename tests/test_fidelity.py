@@ -21,7 +21,7 @@ from unidetox_ray.errors import ConfigError, DataError, ModelError
 from unidetox_ray.families.loading import load_model, load_tokenizer
 from unidetox_ray.metrics.classifier import ToxicityClassifier
 from unidetox_ray.metrics.content_classifier import ContentClassifier
-from unidetox_ray.single import _context
+from unidetox_ray.single import context_of
 from unidetox_ray.stages.cells import cells_of
 from unidetox_ray.stages.context import Context, Silent
 from unidetox_ray.stages.finetune import cell_job
@@ -177,7 +177,7 @@ def test_a_batch_size_has_one_default(fidelity, tmp_path):
     found = experiment(f"fidelity={fidelity}")
     assert (found.toxic.batch_size, found.finetune.batch_size) == (4, 8)
     # The verb for one model and the loop below have none of their own.
-    verb = _context(tmp_path / "out", [], "finetune", Silent()).experiment.finetune
+    verb = context_of(tmp_path / "out", [], "finetune", Silent()).experiment.finetune
     assert verb.batch_size == 8 and loop_settings(verb, steps=1, seed=1).batch_size == 8
     with pytest.raises(TypeError, match="batch_size"):
         LoopSettings(steps=1, lr=1e-5)

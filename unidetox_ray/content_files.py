@@ -9,6 +9,7 @@ from typing import Any
 
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.report.text import MISSING, clean, count, interval, number, percent, sample
+from unidetox_ray.table import aligned
 
 #: Keys of content.json under which words of the corpora stand.
 WORD_KEYS = ("ngram", "word")
@@ -120,7 +121,7 @@ def table(value: Mapping[str, Any], *, show_text: bool) -> str:
                 count(entry["duplicates"]["same_words"]), number(entry["compression_ratio"]),
             )
         )  # fmt: skip
-    lines = _aligned(rows)
+    lines = aligned(rows)
     for judge in value["judges"]:
         lines += ["", f"{clean(judge['judge'], 80)}: share of texts by label"]
         label_heads = (
@@ -132,7 +133,7 @@ def table(value: Mapping[str, Any], *, show_text: bool) -> str:
             "95 %",
             "failed",
         )
-        lines += _aligned([label_heads, *(_label(entry) for entry in judge["numbers"])])
+        lines += aligned([label_heads, *(_label(entry) for entry in judge["numbers"])])
     for pair in value["pairs"]:
         overlap = ", ".join(f"{name} {number(index)}" for name, index in pair["overlap"].items())
         lines += ["", f"{clean(pair['corpus'], 40)} against {clean(pair['reference'], 40)}: {overlap}"]
@@ -157,14 +158,3 @@ def _label(entry: Mapping[str, Any]) -> tuple[str, ...]:
         interval(share["ci_low"], share["ci_high"]), number(share["diff"], signed=True),
         interval(share["diff_low"], share["diff_high"], signed=True), count(share["failed"]),
     )  # fmt: skip
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

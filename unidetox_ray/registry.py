@@ -44,6 +44,7 @@ DATASETS = {
     "world": "unidetox_ray.data.world:DATASET",
     "dghs": "unidetox_ray.data.dghs:DATASET",
     "toxigen": "unidetox_ray.data.toxigen:DATASET",
+    "rtp": "unidetox_ray.data.rtp:DATASET",
     "mmlu": "unidetox_ray.data.mmlu:DATASET",
     "labelled": "unidetox_ray.data.labelled:DATASET",
     "text": "unidetox_ray.data.text:DATASET",

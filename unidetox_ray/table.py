@@ -55,6 +55,18 @@ def leaderboard(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of columns of one width each, the first to the left, the others to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def _number(metric: dict[str, Any] | None) -> str:
     if metric is None or metric.get("value") is None:
         return "–"

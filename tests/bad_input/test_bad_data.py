@@ -16,7 +16,8 @@ from unidetox_ray.artifacts import RunFolder, finished, write_manifest, write_pa
 from unidetox_ray.data import files
 from unidetox_ray.data.base import Options, Request, load
 from unidetox_ray.errors import ArtifactError, DataError, UnidetoxError
-from unidetox_ray.single import generate_one, score_file
+from unidetox_ray.evaluate.single_file import score_file
+from unidetox_ray.single import generate_one
 from unidetox_ray.stages.context import Silent
 
 TABLE = pl.DataFrame({"text": [f"text {index}" * 3 for index in range(200)], "n": range(200)})
@@ -86,7 +87,7 @@ WRONG = {
     "continuations without the column": (
         "score",
         {"prompt_id": ["1"], "prompt": ["a"]},
-        "column 'text' is missing",
+        "no column with generated text",
     ),
 }
 
@@ -100,7 +101,7 @@ def test_a_table_of_another_layout(case, tmp_path):
         if verb == "generate":
             generate_one("./no-model", path, tmp_path / "out.parquet", [], limit=None, display=Silent())
         else:
-            score_file(path, "./no-model", label="toxic", revision=None, out=tmp_path / "out.parquet")
+            score_file(path, "org/no-model", label="toxic", revision=None, out=tmp_path / "out.parquet")
     assert said in str(refused.value) and refused.value.exit_code == 2
     assert [each.name for each in tmp_path.iterdir()] == ["given.parquet"]
 

@@ -95,6 +95,17 @@ class Layouts:
         self.jsonl(folder / "toxigen_annotated_test_some.jsonl", test)
         return folder
 
+    def rtp(self, folder: Path) -> Path:
+        rows = [
+            {
+                "filename": f"{row:03d}.txt", "begin": 10 * row, "end": 10 * row + 9, "challenging": row % 4 == 0,
+                "prompt": {"text": f"The kettle number {row} said", "toxicity": (0.9, 0.1, 1, None)[row % 4], "threat": 0.0},
+                "continuation": {"text": " nothing at all.", "toxicity": 0.05},
+            }
+            for row in range(12)
+        ]  # fmt: skip
+        return self.jsonl(folder / "prompts.jsonl", rows)
+
     def mmlu(self, folder: Path) -> Path:
         for split, count in (("dev", 2), ("validation", 3)):
             rows = [
@@ -156,6 +167,8 @@ class Layouts:
         if dataset == "toxigen":
             options = {"expected_train_rows": None, "expected_test_rows": None}
             return {"path": str(self.toxigen(folder)), "options": options}
+        if dataset == "rtp":
+            return {"path": str(self.rtp(folder)), "options": {}}
         if dataset == "mmlu":
             return {"path": str(self.mmlu(folder)), "options": {"expected": None}}
         if dataset == "labelled":

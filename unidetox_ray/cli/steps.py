@@ -69,9 +69,11 @@ def score(
         Path, typer.Argument(help="Continuations: .parquet, .jsonl or .csv with columns prompt_id and text.")
     ],
     scorer: Annotated[
-        str, typer.Option("--scorer", help="Toxicity classifier: hub id or folder.")
-    ] = "unitary/toxic-bert",
-    label: Annotated[str, typer.Option("--label", help="The classifier's label that means toxic.")] = "toxic",
+        str, typer.Option("--scorer", help="Toxicity classifier: a scorer's name, hub id or folder.")
+    ] = "toxic-bert",
+    label: Annotated[
+        str | None, typer.Option("--label", help="The classifier's label that means toxic; default: toxic.")
+    ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="Hub revision of the classifier.")
     ] = None,
@@ -80,8 +82,8 @@ def score(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Toxicity of stored continuations: TP and EMT with intervals, failures counted."""
-    from unidetox_ray.single import score_file
+    """Toxicity of stored continuations: TP and EMT with intervals, failures counted. `evaluate` does more."""
+    from unidetox_ray.evaluate.single_file import score_file
 
     values = score_file(generations, scorer, label=label, revision=revision, out=out)
     typer.echo(

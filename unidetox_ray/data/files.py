@@ -81,6 +81,18 @@ def read_table(path: Path, request: Request, name: str | None = None) -> pl.Data
     )
 
 
+def read_records(path: Path, request: Request) -> list[dict[str, Any]]:
+    """The rows of a .jsonl, .json or .parquet file as they are, nested values as dicts and lists."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return _json_lines(decode(read_bytes(path, request), path), path)
+    if suffix == ".json":
+        return _json_array(decode(read_bytes(path, request), path), path)
+    if suffix == ".parquet":
+        return read_table(path, request).to_dicts()
+    raise DataError(f"{path}: nested rows are read from .jsonl, .json and .parquet files")
+
+
 def text_column(table: pl.DataFrame, column: str, where: str) -> pl.Series:
     """A column that must hold text in every row; DataError with the first row (from 1) that does not."""
     if column not in table.columns:

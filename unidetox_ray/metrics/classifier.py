@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
 from unidetox_ray.families.loading import load_classifier, load_tokenizer
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 512
 
+#: A padding id that no text holds.
+_NO_TOKEN = -1
+
+Activation = Literal["auto", "sigmoid", "softmax"]
+
 
 class ToxicityClassifier:
-    """Probability of one label under a sequence classifier, by default `toxic` of unitary/toxic-bert.
+    """Probability of a label under a sequence classifier, by default `toxic` of unitary/toxic-bert.
 
     The sigmoid of the label's own logit for a multi-label head (`problem_type: multi_label_classification`, which is
-    what Detoxify applies), else its share of the softmax. Texts are cut at 512 tokens or at the model's own limit.
+    what Detoxify applies) and for a head of one logit, else its share of the softmax; `activation` overrules what the
+    config says. Of several labels: the largest of their sigmoids, the sum of their shares. Texts are cut at 512 tokens or
+    at the model's own limit; `full` (same order as `errors`) says which filled it, so that more may have followed.
     """
 
     def __init__(
@@ -35,13 +43,16 @@ class ToxicityClassifier:
         *,
         revision: str | None = None,
         sha256: str | None = None,
-        label: str = "toxic",
+        label: str | Sequence[str] | None = "toxic",
+        activation: Activation = "auto",
         device: str = "cpu",
     ) -> None:
-        """source: folder or hub id. sha256: what model.safetensors must hash to. ModelError, ArtifactError."""
+        """source: folder or hub id. sha256: what model.safetensors must hash to. label: one of the model's, several, or
+        None = `toxic`, else the only one there is. ModelError, ArtifactError.
+        """
         import torch
 
-        self.source, self.revision, self.label, self.device = source, revision, label, torch.device(device)
+        self.source, self.revision, self.device = source, revision, torch.device(device)
         self.sha256 = _weights_hash(source, revision)
         if sha256 is not None and self.sha256 != sha256.lower():
             raise ArtifactError(
@@ -51,20 +62,70 @@ class ToxicityClassifier:
         self.tokenizer = load_tokenizer(source, revision=revision)
         self.model = load_classifier(source, revision=revision)
         self.model.to(self.device)
-        labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
-        found = [index for index, name in labels.items() if name.lower() == label.lower()]
-        if len(found) != 1:
-            raise ModelError(
-                f"scorer {source}: label {label!r} is not one of {sorted(labels.values())}; set the scorer's label"
-            )
-        self.index = found[0]
-        self.multi_label = self.model.config.problem_type == "multi_label_classification" or len(labels) == 1
-        limit = getattr(self.model.config, "max_position_embeddings", MAX_LENGTH)
+        self.names_by_index = {int(index): str(name) for index, name in self.model.config.id2label.items()}
+        self.indices = self._indices(label)
+        self.label = "+".join(self.names_by_index[index] for index in self.indices)
+        self.multi_label = self._is_multi_label(activation)
+        self._give_padding()
+        # A model with relative positions says None or -1 here.
+        limit = getattr(self.model.config, "max_position_embeddings", None) or MAX_LENGTH
+        limit = limit if limit > 0 else MAX_LENGTH
         # RoBERTa counts positions from pad + 1 and so takes two fewer than it says; the tokenizer knows.
         self.max_length = min(MAX_LENGTH, limit, self.tokenizer.model_max_length)
         self.errors: list[str | None] = []
+        self.full: list[bool] = []
         self._encoder: PackedEncoder | None = None
         self._packed_from: list[tuple[int, int]] | None = None
+
+    @property
+    def index(self) -> int:
+        """The logit of the first label."""
+        return self.indices[0]
+
+    def _indices(self, label: str | Sequence[str] | None) -> list[int]:
+        if label is None:
+            toxic = [index for index, name in self.names_by_index.items() if name.lower() == "toxic"]
+            found = toxic if len(toxic) == 1 else list(self.names_by_index)
+            if len(found) == 1:
+                return found
+            raise ModelError(
+                f"scorer {self.source}: none of its labels {sorted(self.names_by_index.values())} is called toxic; say which means it"
+            )
+        wanted = [label] if isinstance(label, str) else list(label)
+        indices = []
+        for each in wanted:
+            found = [index for index, name in self.names_by_index.items() if name.lower() == each.lower()]
+            if len(found) != 1:
+                raise ModelError(
+                    f"scorer {self.source}: label {each!r} is not one of {sorted(self.names_by_index.values())}; set the scorer's label"
+                )
+            indices += found
+        return list(dict.fromkeys(indices))
+
+    def _is_multi_label(self, activation: Activation) -> bool:
+        kind = self.model.config.problem_type
+        if activation != "auto":
+            if activation == "softmax" and len(self.names_by_index) == 1:
+                raise ModelError(
+                    f"scorer {self.source}: has one label, of which softmax makes 1 for every text; take sigmoid"
+                )
+            return activation == "sigmoid"
+        if kind == "regression":
+            raise ModelError(
+                f"scorer {self.source}: problem_type is regression, whose numbers are no probabilities; if they are the logits of "
+                "one, give the activation sigmoid"
+            )
+        return bool(kind == "multi_label_classification" or len(self.names_by_index) == 1)
+
+    def _give_padding(self) -> None:
+        """A model made from a decoder reads a text's class off its last token, which it finds by its padding.
+
+        Where there is none, texts of one length are read together and nothing is padded: a token that stands in for it, such as
+        the end of a text, could be part of a text.
+        """
+        self.pads = self.tokenizer.pad_token_id is not None
+        if getattr(self.model.config, "pad_token_id", None) is None:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id if self.pads else _NO_TOKEN
 
     def score(self, texts: Sequence[str], token_budget: int = 16384) -> list[float | None]:
         """One probability per text in input order; None where `errors` (same order) says why. "" is scored as it is.
@@ -84,6 +145,7 @@ class ToxicityClassifier:
             dict.fromkeys(t for t, error in zip(texts, self.errors, strict=True) if error is None)
         )
         found: dict[str, float | str] = {}
+        filled: set[str] = set()
         if distinct:
             encoded = self.tokenizer(distinct, truncation=True, max_length=self.max_length)
             lengths = [len(ids) for ids in encoded["input_ids"]]
@@ -91,15 +153,16 @@ class ToxicityClassifier:
                 t: "no token to score" for t, length in zip(distinct, lengths, strict=True) if not length
             }
             rows = [row for row, length in enumerate(lengths) if length]
+            filled = {distinct[row] for row in rows if lengths[row] >= self.max_length}
             encoder = self._fast(sum(lengths))
 
             def work(batch: list[int]) -> None:
                 with torch.inference_mode():
                     logits = self._logits(encoder, encoded, batch)
                     values = (
-                        logits[:, self.index].sigmoid()
+                        logits[:, self.indices].sigmoid().amax(dim=-1)
                         if self.multi_label
-                        else logits.softmax(dim=-1)[:, self.index]
+                        else logits.softmax(dim=-1)[:, self.indices].sum(dim=-1)
                     )
                 for row, value in zip(batch, values.tolist(), strict=True):
                     finite = math.isfinite(value)
@@ -121,6 +184,7 @@ class ToxicityClassifier:
                 ]
                 side_by_side(jobs)
         scores: list[float | None] = [None] * len(texts)
+        self.full = [isinstance(text, str) and text in filled for text in texts]
         for row, text in enumerate(texts):
             if self.errors[row] is None:
                 value = found[text]
@@ -145,10 +209,26 @@ class ToxicityClassifier:
             return encoder.logits(
                 ids, [types[row] if types else [0] * len(ids[i]) for i, row in enumerate(batch)]
             )
+        if not self.pads:
+            return self._unpadded(encoded, batch)
         part = {name: [column[row] for row in batch] for name, column in encoded.items()}
         padded = self.tokenizer.pad(part, return_tensors="pt").to(self.device)
         logits: torch.Tensor = self.model(**padded).logits.float()
         return logits
+
+    def _unpadded(self, encoded: Any, batch: list[int]) -> torch.Tensor:
+        """The same, texts of one length together."""
+        import torch
+
+        found: dict[int, torch.Tensor] = {}
+        for _, same in groupby(batch, key=lambda row: len(encoded["input_ids"][row])):
+            rows = list(same)
+            part = {
+                name: torch.tensor([column[row] for row in rows], device=self.device)
+                for name, column in encoded.items()
+            }
+            found |= dict(zip(rows, self.model(**part).logits.float(), strict=True))
+        return torch.stack([found[row] for row in batch])
 
     def _fast(self, tokens: int) -> PackedEncoder | None:
         """The packed encoder where the model allows it and packing pays; made anew when weights have changed."""
@@ -177,6 +257,7 @@ class LexiconClassifier:
         self._pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
         self.sha256 = hashlib.sha256("\n".join(self.words).encode()).hexdigest()
         self.errors: list[str | None] = []
+        self.full: list[bool] = []
 
     @classmethod
     def from_file(cls, path: Path) -> LexiconClassifier:
@@ -191,6 +272,7 @@ class LexiconClassifier:
         self.errors = [
             None if isinstance(text, str) else f"not a text but {type(text).__name__}" for text in texts
         ]
+        self.full = [False] * len(texts)
         return [float(bool(self._pattern.search(t))) if isinstance(t, str) else None for t in texts]
 
 

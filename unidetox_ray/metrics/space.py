@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,14 +48,20 @@ class Space:
     resampler: Resampler
 
     @classmethod
-    def of(cls, prompts: pl.DataFrame, group_by: GroupBy, samples: int, seed: int) -> Space:
-        """prompts: PROMPTS rows, all of them used. samples, seed: those of the bootstrap. DataError, ConfigError."""
+    def of(
+        cls, prompts: pl.DataFrame, group_by: GroupBy, samples: int, seed: int,
+        accepted: Collection[str] | None = ("id", "ood"),
+    ) -> Space:  # fmt: skip
+        """prompts: PROMPTS rows, all of them used. samples, seed: those of the bootstrap. accepted: distributions, None =
+        any. DataError, ConfigError.
+        """
         clusters = cluster_table(prompts, group_by)
         domains: dict[str, str] = {}
         for domain, distribution in (
             clusters.select("domain", "distribution").unique(maintain_order=True).iter_rows()
         ):
-            if domains.setdefault(domain, distribution) != distribution or distribution not in ("id", "ood"):
+            known = accepted is None or distribution in accepted
+            if domains.setdefault(domain, distribution) != distribution or not known:
                 raise DataError(
                     f"prompts: domain {domain!r} has distribution {distribution!r}; each domain is all id or all ood"
                 )

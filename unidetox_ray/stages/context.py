@@ -100,20 +100,8 @@ class Context:
         return self._tables[name]
 
     def limited(self, table: pl.DataFrame, by: str | None = None) -> pl.DataFrame:
-        """The first `limit` rows; with `by`, spread evenly over that column's values, in a fixed order."""
-        limit = self.experiment.limit
-        if limit is None or table.height <= limit:
-            return table
-        if by is None:
-            return table.head(limit)
-        values = table[by].unique(maintain_order=True).to_list()
-        base, extra = divmod(limit, len(values))
-        heads = [
-            table.filter(pl.col(by) == value).head(base + (index < extra))
-            for index, value in enumerate(values)
-        ]
-        kept = pl.concat(heads).with_columns(pl.lit(True).alias("_kept")).select(table.columns[0], "_kept")
-        return table.join(kept, on=table.columns[0], how="semi", maintain_order="left")
+        """At most `limit` rows of the experiment's; see `spread`."""
+        return spread(table, self.experiment.limit, by)
 
     def take_data(self, other: Context) -> None:
         """What another context has loaded, as if it had been loaded here."""
@@ -154,6 +142,21 @@ class Context:
     def data_hashes(self) -> dict[str, str]:
         """What was read so far: role and source -> sha256."""
         return {name: loaded.sha256 for name, loaded in sorted(self._tables.items())}
+
+
+def spread(table: pl.DataFrame, limit: int | None, by: str | None = None) -> pl.DataFrame:
+    """The first `limit` rows; with `by`, spread evenly over that column's values, in a fixed order."""
+    if limit is None or table.height <= limit:
+        return table
+    if by is None:
+        return table.head(limit)
+    values = table[by].unique(maintain_order=True).to_list()
+    base, extra = divmod(limit, len(values))
+    heads = [
+        table.filter(pl.col(by) == value).head(base + (index < extra)) for index, value in enumerate(values)
+    ]
+    kept = pl.concat(heads).with_columns(pl.lit(True).alias("_kept")).select(table.columns[0], "_kept")
+    return table.join(kept, on=table.columns[0], how="semi", maintain_order="left")
 
 
 def absolute(path: str) -> str:

@@ -24,7 +24,7 @@ from unidetox_ray.tracking.names import TAG_LENGTH, mlflow_name, parameter_value
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-Kind = Literal["cell", "toxic", "corpus", "search", "trial", "models"]
+Kind = Literal["cell", "toxic", "corpus", "search", "trial", "models", "evaluation"]
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 #: MLflow's limits for one request.
 POINTS_PER_BATCH = 1000
