@@ -16,21 +16,45 @@ from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError
 @app.command()
 def plan(
     experiment: Annotated[
-        str | None, typer.Argument(metavar="EXPERIMENT", help="Experiment file, for example experiments/single_a100.yaml.")
+        str | None,
+        typer.Argument(
+            metavar="EXPERIMENT", help="Experiment file, for example experiments/single_a100.yaml."
+        ),
     ] = None,
     overrides: Overrides = None,
     gpus: Annotated[
         str | None,
-        typer.Option("--gpus", metavar="KIND:COUNT", help="Devices to plan for, for example a100-80:8, h200 or cpu:2; default: the cluster at RAY_ADDRESS, else this machine."),
+        typer.Option(
+            "--gpus",
+            metavar="KIND:COUNT",
+            help="Devices to plan for, for example a100-80:8, h200 or cpu:2; default: the cluster at RAY_ADDRESS, else this machine.",
+        ),
     ] = None,
     as_json: Json = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the plan as a page.")] = None,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Also on 1, 2, 4 … 1,000 devices: where scaling ends, and why.")] = False,
-    price: Annotated[float | None, typer.Option("--price", min=0.0, help="Of a device for an hour, in any currency.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the plan as a page.")
+    ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Also on 1, 2, 4 … 1,000 devices: where scaling ends, and why.")
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0.0, help="Of a device for an hour, in any currency.")
+    ] = None,
     limit: Limit = None,
-    rates: Annotated[Path | None, typer.Option("--rates", metavar="FILE", help="Rates of one's own, laid over those of the package.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's rates first, a few minutes, and plan with them.")] = False,
-    save_rates: Annotated[Path | None, typer.Option("--save-rates", metavar="FILE", help="With --measure: keep them for --rates.")] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option("--rates", metavar="FILE", help="Rates of one's own, laid over those of the package."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Measure this machine's rates first, a few minutes, and plan with them."
+        ),
+    ] = False,
+    save_rates: Annotated[
+        Path | None,
+        typer.Option("--save-rates", metavar="FILE", help="With --measure: keep them for --rates."),
+    ] = None,
 ) -> None:
     """What a run takes: memory, disk, time, a schedule. Nothing is run, downloaded or written.
 

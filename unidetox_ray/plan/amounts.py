@@ -99,12 +99,18 @@ class Amounts:
             data = self.experiment.data
             found = texts.CHARACTERS_A_TOKEN
             if family == "bert":
-                spec = next((s.scratch for s in self.experiment.evaluate.scorers if s.source == "scratch:"), None)
+                spec = next(
+                    (s.scratch for s in self.experiment.evaluate.scorers if s.source == "scratch:"), None
+                )
                 if data.scorer is not None and spec is not None:
-                    found = texts.characters_a_token(self.data.sample("scorer", [data.scorer], "train"), "bert", spec.vocab_size)
+                    found = texts.characters_a_token(
+                        self.data.sample("scorer", [data.scorer], "train"), "bert", spec.vocab_size
+                    )
             elif self.is_scratch(family):
                 spec = self.experiment.model_of(family).scratch or ScratchSection()
-                found = texts.characters_a_token(self.data.sample("pretrain", data.pretrain, "train"), family, spec.vocab_size)
+                found = texts.characters_a_token(
+                    self.data.sample("pretrain", data.pretrain, "train"), family, spec.vocab_size
+                )
             self._per_token[family] = found
         return self._per_token[family]
 
@@ -119,7 +125,9 @@ class Amounts:
 
     def copy_steps(self, need: str, family: str) -> int:
         section = self.experiment.toxic
-        return section.steps or section.epochs * math.ceil(self.copy_texts(need, family).count / section.batch_size)
+        return section.steps or section.epochs * math.ceil(
+            self.copy_texts(need, family).count / section.batch_size
+        )
 
     def corpus_tokens(self, amount: CorpusAmount, family: str) -> Tokens:
         """Rows of a corpus in a family's tokens. Of a model that was pre-trained here on whole texts, its own texts are about as long
@@ -164,7 +172,9 @@ class Amounts:
             if section.source != "distil" or method.source == "text":
                 sequences = 0
             if method.source == "select":
-                same = repr((entry.method, {k: v for k, v in settings.model_dump().items() if k not in _OF_TRAINING}))
+                same = repr(
+                    (entry.method, {k: v for k, v in settings.model_dump().items() if k not in _OF_TRAINING})
+                )
                 reused = same in seen
                 seen.add(same)
                 if section.source == "distil":
@@ -177,7 +187,11 @@ class Amounts:
 
     def _documents(self, source: str) -> int:
         data = self.experiment.data
-        return self.data.texts("clean", data.clean, "train").count if source == CLEAN and data.clean is not None else 0
+        return (
+            self.data.texts("clean", data.clean, "train").count
+            if source == CLEAN and data.clean is not None
+            else 0
+        )
 
     # Cells.
 
@@ -192,7 +206,9 @@ class Amounts:
         if any(entry.tune for entry in self.experiment.methods) and self.experiment.tuning.reuse == "both":
             most = sum(bool(e.tune) for e in self.experiment.methods) * (len(self.experiment.families) - 1)
             if most:
-                self.data.note(f"cells: up to {most} more, `<label>@own`, where a family's own choice differs from the base family's; they are not in the plan")
+                self.data.note(
+                    f"cells: up to {most} more, `<label>@own`, where a family's own choice differs from the base family's; they are not in the plan"
+                )
         return tuple(found)
 
     @staticmethod
@@ -208,15 +224,16 @@ class Amounts:
         search = self.experiment.search
         if search is not None:
             section = section.model_copy(update={"steps": max(search.steps)})
-        if entry.tune:
-            if "steps" in entry.tune:
-                section = section.model_copy(update={"epochs": None, "steps": max(entry.tune["steps"])})
+        if entry.tune and "steps" in entry.tune:
+            section = section.model_copy(update={"epochs": None, "steps": max(entry.tune["steps"])})
         method = method_of(entry)
         return method.training(checked(entry), section) if isinstance(method, CorpusMethod) else section
 
     @staticmethod
     def training_steps(section: FinetuneSection, rows: int) -> int:
-        return section.steps if section.epochs is None else section.epochs * math.ceil(rows / section.batch_size)
+        return (
+            section.steps if section.epochs is None else section.epochs * math.ceil(rows / section.batch_size)
+        )
 
     @property
     def tuned(self) -> Sequence[str]:
@@ -227,7 +244,9 @@ class Amounts:
     def prompts(self, family: str, split: str | None = None) -> Tokens:
         source, evaluate = self.experiment.data.prompts, self.experiment.evaluate
         found = self.data.texts("prompts", source, split or evaluate.split)
-        return found.tokens(self.per_token(family), int(evaluate.prompt_bos == "auto" and self.adds_bos(family)))
+        return found.tokens(
+            self.per_token(family), int(evaluate.prompt_bos == "auto" and self.adds_bos(family))
+        )
 
     def selection(self, family: str, per_domain: int | None) -> Tokens:
         """Validation prompts of a search or a tuning."""

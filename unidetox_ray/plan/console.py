@@ -62,7 +62,14 @@ def gantt(plan: Plan) -> str:
     """A line per stage and lane: which family is worked on when. At most eight lanes of a stage are drawn."""
     whole = max(plan.seconds, 1e-9)
     lines = []
-    width = max((len(_lane_name(ran, lane)) for ran in plan.schedule.ran for lane in range(max(1, min(ran.lanes, 8)))), default=0)
+    width = max(
+        (
+            len(_lane_name(ran, lane))
+            for ran in plan.schedule.ran
+            for lane in range(max(1, min(ran.lanes, 8)))
+        ),
+        default=0,
+    )
     letters = _letters(plan)
     for ran in plan.schedule.ran:
         for lane in range(max(1, min(ran.lanes, 8))):
@@ -79,7 +86,9 @@ def gantt(plan: Plan) -> str:
         if ran.lanes > 8:
             lines.append(f"{'':<{width}}  and {ran.lanes - 8} further lanes")
     key = ", ".join(f"{letter} {family}" for family, letter in letters.items())
-    return "\n".join([*lines, f"{'':<{width}}  0 to {seconds(plan.seconds)}; {key}, x all or none, - start-up or waiting"])
+    return "\n".join(
+        [*lines, f"{'':<{width}}  0 to {seconds(plan.seconds)}; {key}, x all or none, - start-up or waiting"]
+    )
 
 
 def _lane_name(ran: Ran, lane: int) -> str:
@@ -102,7 +111,9 @@ def _grouped(cells: Sequence[CellPlan]) -> list[tuple[str, list[CellPlan]]]:
         mine = [cell for cell in cells if cell.cell.stage == stage]
         alone = [cell for cell in mine if not cell.fits] if len(mine) > _MOST_CELLS else mine
         rest = [cell for cell in mine if cell not in alone]
-        lines += [(f"{stage} {cell.cell.name}" if cell.cell.name != stage else stage, [cell]) for cell in alone]
+        lines += [
+            (f"{stage} {cell.cell.name}" if cell.cell.name != stage else stage, [cell]) for cell in alone
+        ]
         for family in dict.fromkeys(cell.cell.family for cell in rest):
             same = [cell for cell in rest if cell.cell.family == family]
             lines.append((f"{stage} {family or 'all'} ({len(same)} cells)", same))
@@ -112,7 +123,13 @@ def _grouped(cells: Sequence[CellPlan]) -> list[tuple[str, list[CellPlan]]]:
 def _cell(line: tuple[str, list[CellPlan]]) -> list[str]:
     name, cells = line
     worst = max(cells, key=lambda cell: cell.peak)
-    parts = (worst.memory.weights, worst.memory.gradients, worst.memory.optimiser, worst.memory.activations + worst.memory.logits, worst.memory.cache)
+    parts = (
+        worst.memory.weights,
+        worst.memory.gradients,
+        worst.memory.optimiser,
+        worst.memory.activations + worst.memory.logits,
+        worst.memory.cache,
+    )
     return [
         name, f"{max(cell.devices for cell in cells):g}", number(worst.peak / GIB) if worst.peak else MISSING,
         *(number(part / GIB) if part else MISSING for part in parts), number(sum(cell.disk for cell in cells) / GIB),
@@ -123,7 +140,11 @@ def _cell(line: tuple[str, list[CellPlan]]) -> list[str]:
 def _totals(plan: Plan, device: str) -> str:
     lines = [
         f"takes {seconds(plan.seconds)}; {device}s at work {number(plan.device_hours)} hours, held {number(plan.rented_hours)} hours"
-        + ("" if plan.price is None else f" = {number(plan.price * plan.rented_hours)} at {plan.price:g} an hour")
+        + (
+            ""
+            if plan.price is None
+            else f" = {number(plan.price * plan.rented_hours)} at {plan.price:g} an hour"
+        )
         + f"; leaves {number(plan.disk / GIB)} GiB"
     ]
     if plan.baseline is None:

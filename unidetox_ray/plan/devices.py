@@ -55,7 +55,16 @@ class Rates:
     per_node: int
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def seconds(self, work: str, *, operations: float = 0.0, bytes_: float = 0.0, cached: float = 0.0, precision: str = "fp32", **counts: float) -> float:
+    def seconds(
+        self,
+        work: str,
+        *,
+        operations: float = 0.0,
+        bytes_: float = 0.0,
+        cached: float = 0.0,
+        precision: str = "fp32",
+        **counts: float,
+    ) -> float:
         """Of one piece of work (see `WORK`). bytes_: of weights that are read, cached: of keys and values; counts: its further
         features."""
         return self.fits[work].seconds(
@@ -105,8 +114,14 @@ def read_table(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read as a table of rates ({' '.join(str(error).split())[:120]}); write one with `unidetox plan "
             "--measure --save-rates FILE`"
         ) from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA or not isinstance(values.get("kinds"), dict):
-        raise ArtifactError(f"{path}: is no table of rates of schema {SCHEMA}; write one with `unidetox plan --measure --save-rates FILE`")
+    if (
+        not isinstance(values, dict)
+        or values.get("schema") != SCHEMA
+        or not isinstance(values.get("kinds"), dict)
+    ):
+        raise ArtifactError(
+            f"{path}: is no table of rates of schema {SCHEMA}; write one with `unidetox plan --measure --save-rates FILE`"
+        )
     table = stored()
     table["kinds"] = {**table["kinds"], **values["kinds"]}
     for kind in values["kinds"]:
@@ -151,7 +166,9 @@ def rates_of(kind: str, table: Mapping[str, Any] | None = None, where: str = "--
     return rates
 
 
-def _fit(entry: Mapping[str, Any], names: Sequence[str], matmul: Mapping[str, float], bandwidth: float) -> Fit:
+def _fit(
+    entry: Mapping[str, Any], names: Sequence[str], matmul: Mapping[str, float], bandwidth: float
+) -> Fit:
     """The entry's coefficients, drawn to its measurements where there are any."""
     points = [
         (
@@ -173,7 +190,9 @@ def parse(spec: str, table: Mapping[str, Any] | None = None) -> Fleet:
     table = stored() if table is None else table
     found = _SPEC.match(spec.strip().lower())
     if found is None:
-        raise ConfigError(f"--gpus {spec!r}: write KIND:COUNT, for example a100-80:8; kinds: {', '.join(kinds(table))}")
+        raise ConfigError(
+            f"--gpus {spec!r}: write KIND:COUNT, for example a100-80:8; kinds: {', '.join(kinds(table))}"
+        )
     count = int(found["count"] or 1)
     if not 1 <= count <= _LARGEST:
         raise ConfigError(f"--gpus {spec!r}: {count} devices; give 1 to {_LARGEST}")
@@ -219,7 +238,9 @@ def at_hand(experiment: Experiment, table: Mapping[str, Any]) -> Fleet:
     """
     address = experiment.cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
-        return replace(this_machine(table, experiment.cluster.num_cpus), disk_free=free_at(experiment.storage))
+        return replace(
+            this_machine(table, experiment.cluster.num_cpus), disk_free=free_at(experiment.storage)
+        )
     from unidetox_ray.stages.cluster import devices_of
 
     found = devices_of(experiment.cluster)

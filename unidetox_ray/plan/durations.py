@@ -34,7 +34,9 @@ class Spent:
     tokens: float = 0.0
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.seconds + other.seconds, self.operations + other.operations, self.tokens + other.tokens)
+        return Spent(
+            self.seconds + other.seconds, self.operations + other.operations, self.tokens + other.tokens
+        )
 
     def times(self, count: float) -> Spent:
         return Spent(self.seconds * count, self.operations * count, self.tokens * count)
@@ -45,22 +47,40 @@ def arithmetic(precision: str) -> str:
     return "fp32" if precision == "fp32" else "bf16"
 
 
-def training(rates: Rates, model: Model, section: TrainingSection, texts: Tokens, rows: int, steps: float, world: int = 1, *, padded: float | None = None) -> Spent:
+def training(
+    rates: Rates,
+    model: Model,
+    section: TrainingSection,
+    texts: Tokens,
+    rows: int,
+    steps: float,
+    world: int = 1,
+    *,
+    padded: float | None = None,
+) -> Spent:
     """`steps` optimiser steps of `rows` rows in all over `world` workers. padded: length of every row, else of a batch's longest."""
     length = padded if padded is not None else texts.longest_of(rows)
     total, trained = trainable_of(model, section)
     mine = max(1.0, rows / world) * length
     # Looked-up embeddings are not multiplied: they are not among the matrix weights.
     operations = (4.0 * model.matrix + 2.0 * min(trained, model.matrix)) * mine
-    one = rates.seconds("train", operations=operations, precision=arithmetic(section.precision), layers=float(model.layers))
+    one = rates.seconds(
+        "train", operations=operations, precision=arithmetic(section.precision), layers=float(model.layers)
+    )
     engine = sharded(section, world)
     if engine:
-        stage = 1 if section.precision == "bf16_master" and section.deepspeed.stage == 0 else section.deepspeed.stage
+        stage = (
+            1
+            if section.precision == "bf16_master" and section.deepspeed.stage == 0
+            else section.deepspeed.stage
+        )
         if rates.gpu:
             one *= ENGINE[stage > 0]
         item = 4 if section.precision == "fp32" else 2
         # Ring all-reduce of the gradients; stage 3 gathers the weights forwards and backwards besides.
-        moved = 2.0 * (world - 1) / world * item * trained + (2.0 * (world - 1) / world * item * total if stage == 3 else 0.0)
+        moved = 2.0 * (world - 1) / world * item * trained + (
+            2.0 * (world - 1) / world * item * total if stage == 3 else 0.0
+        )
         one += moved / rates.link
         if section.deepspeed.offload == "optimizer":
             part = trained / world
@@ -102,17 +122,23 @@ def decoding(rates: Rates, models: Sequence[Model], precision: str, **how: float
     return Spent(seconds, operations, float(how["sequences"]) * float(how["mean"]))
 
 
-def reading(rates: Rates, model: Model, precision: str, tokens: float, texts: float, *, kind: str = "read") -> Spent:
+def reading(
+    rates: Rates, model: Model, precision: str, tokens: float, texts: float, *, kind: str = "read"
+) -> Spent:
     """`texts` texts of `tokens` tokens in all through a language model (`read`) or a classifier (`classify`)."""
     operations = 2.0 * model.matrix * tokens
-    return Spent(rates.seconds(kind, operations=operations, precision=precision, texts=texts), operations, tokens)
+    return Spent(
+        rates.seconds(kind, operations=operations, precision=precision, texts=texts), operations, tokens
+    )
 
 
 def pretraining(rates: Rates, model: Model, steps: int, rows: int, length: float, characters: float) -> Spent:
     """A `scratch:` model: its tokenizer, and `steps` plain float32 steps."""
     operations = 6.0 * model.matrix * rows * length
     one = rates.seconds("train", operations=operations, precision="fp32", layers=float(model.layers))
-    return Spent(steps * one + characters * rates.host["character_seconds"], steps * operations, steps * rows * length)
+    return Spent(
+        steps * one + characters * rates.host["character_seconds"], steps * operations, steps * rows * length
+    )
 
 
 def opening(rates: Rates, bytes_: float, nodes: int = 1) -> float:
@@ -123,4 +149,8 @@ def opening(rates: Rates, bytes_: float, nodes: int = 1) -> float:
 def saving(rates: Rates, model: Model, item: int) -> float:
     """Writing a trained model, reading it again and comparing two short texts on the CPU."""
     bytes_ = float(item * model.parameters)
-    return bytes_ / rates.host["write_bytes"] + bytes_ / rates.host["read_bytes"] + 2 * 2.0 * model.matrix * 64 / _CHECK
+    return (
+        bytes_ / rates.host["write_bytes"]
+        + bytes_ / rates.host["read_bytes"]
+        + 2 * 2.0 * model.matrix * 64 / _CHECK
+    )

@@ -64,6 +64,8 @@ def fitted(points: Sequence[Point], before: Mapping[str, float]) -> Fit:
             found[active] = part
             break
         active = [index for index, value in zip(active, part, strict=True) if value > 0]
-    coefficients = {name: float(factor * value) for name, factor, value in zip(names, found, known, strict=True)}
+    coefficients = {
+        name: float(factor * value) for name, factor, value in zip(names, found, known, strict=True)
+    }
     deviations = rows @ (found * known) / seconds - 1.0
     return Fit(coefficients, float(np.abs(deviations).mean()))

@@ -66,10 +66,14 @@ def trainable_of(model: Model, section: TrainingSection) -> tuple[int, int]:
 def sharded(section: TrainingSection, world: int) -> bool:
     """Whether DeepSpeed's engine takes the steps (`stages.deepspeed_config.shards_nothing` otherwise)."""
     deepspeed = section.deepspeed
-    return world > 1 or deepspeed.stage > 0 or deepspeed.offload != "none" or section.precision == "bf16_master"
+    return (
+        world > 1 or deepspeed.stage > 0 or deepspeed.offload != "none" or section.precision == "bf16_master"
+    )
 
 
-def training(model: Model, section: TrainingSection, rows: int, length: int, world: int, *, compiled: bool) -> Memory:
+def training(
+    model: Model, section: TrainingSection, rows: int, length: int, world: int, *, compiled: bool
+) -> Memory:
     """Of one worker with `rows` rows of at most `length` positions.
 
     Bytes a parameter, of which those in brackets are divided by the workers from the stage on that is named:
@@ -117,7 +121,9 @@ def _values_a_layer(model: Model, compiled: bool) -> float:
     return float(kept)
 
 
-def decoding(models: Sequence[Model], precision: str, rows: int, capacity: int, prompt: int, *, gpu: bool) -> Memory:
+def decoding(
+    models: Sequence[Model], precision: str, rows: int, capacity: int, prompt: int, *, gpu: bool
+) -> Memory:
     """`rows` rows of `capacity` positions by all models in lock-step: the run's own estimate (`core.memory`)."""
     from unidetox_ray.core import memory
 
@@ -129,7 +135,16 @@ def decoding(models: Sequence[Model], precision: str, rows: int, capacity: int, 
     return Memory(weights=weights, cache=cache, activations=max(0.0, whole - cache))
 
 
-def rows_of(models: Sequence[Model], precision: str, free: float, capacity: int, wanted: int, prompt: int, *, gpu: bool) -> int:
+def rows_of(
+    models: Sequence[Model],
+    precision: str,
+    free: float,
+    capacity: int,
+    wanted: int,
+    prompt: int,
+    *,
+    gpu: bool,
+) -> int:
     """Rows of a batch as the run chooses them; 0 where not even one fits. free: bytes beside the weights."""
     from unidetox_ray.core import memory
     from unidetox_ray.errors import ModelError
@@ -153,6 +168,8 @@ def scoring(models: Sequence[tuple[Model, str]], tokens: int, kept: int) -> Memo
     weights = float(sum(BYTES[precision] * model.parameters for model, precision in models))
     # Weights of all; activations of the widest one: nothing is kept for a way back.
     reading = max(tokens * 2 * model.shape(BYTES[precision]).work_bytes for model, precision in models)
-    cache = max(min(tokens, kept) * model.shape(BYTES[precision]).position_bytes for model, precision in models)
+    cache = max(
+        min(tokens, kept) * model.shape(BYTES[precision]).position_bytes for model, precision in models
+    )
     logits = min(_SCORED_LOGITS, 8 * tokens * max(model.vocab for model, _ in models))
     return Memory(weights=weights, activations=float(reading), cache=float(cache), logits=float(logits))

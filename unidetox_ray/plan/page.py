@@ -7,7 +7,19 @@ import math
 from unidetox_ray.plan.planning import BASELINE, GIB, Plan
 from unidetox_ray.plan.scaling import Scaling
 from unidetox_ray.report import charts, html, svg
-from unidetox_ray.report.document import Block, Cell, Chart, Column, Document, Facts, Legend, Section, Table, prose, row
+from unidetox_ray.report.document import (
+    Block,
+    Cell,
+    Chart,
+    Column,
+    Document,
+    Facts,
+    Legend,
+    Section,
+    Table,
+    prose,
+    row,
+)
 from unidetox_ray.report.text import MISSING, amount, clean, number, percent, plural, seconds
 
 #: Lanes of a stage that are drawn.
@@ -22,7 +34,9 @@ def render(plan: Plan, scaling: Scaling | None = None) -> str:
         sections.append(_scaling(scaling))
     sections.append(_assumptions(plan))
     subtitle = f"{plan.fleet.name}: {plan.fleet.rates.title} · computed, not measured"
-    return html.render(Document(f"Plan: {clean(plan.experiment.name, 80)}", subtitle, tuple(sections)), footer=_FOOTER)
+    return html.render(
+        Document(f"Plan: {clean(plan.experiment.name, 80)}", subtitle, tuple(sections)), footer=_FOOTER
+    )
 
 
 def _summary(plan: Plan) -> Section:
@@ -77,14 +91,25 @@ def gantt(plan: Plan) -> str:
         lanes = max(1, min(ran.lanes, _LANES))
         body += svg.label(0, y + 8, ran.stage.name, limit=20)
         for lane in range(lanes):
-            tip = svg.element("title", svg.escape(f"{ran.stage.name}: held from {seconds(ran.start)} to {seconds(ran.end)}"))
+            tip = svg.element(
+                "title", svg.escape(f"{ran.stage.name}: held from {seconds(ran.start)} to {seconds(ran.end)}")
+            )
             body += svg.element(
-                "rect", tip, x=place(ran.start), y=y + lane * tall, width=max(0.6, place(ran.end) - place(ran.start)), height=tall - 1.5, class_="empty"
+                "rect",
+                tip,
+                x=place(ran.start),
+                y=y + lane * tall,
+                width=max(0.6, place(ran.end) - place(ran.start)),
+                height=tall - 1.5,
+                class_="empty",
             )
         for bar in ran.bars:
             if bar.lane >= lanes:
                 continue
-            tip = svg.element("title", svg.escape(f"{ran.stage.name} {bar.cell.name}: {seconds(bar.start)} to {seconds(bar.end)}"))
+            tip = svg.element(
+                "title",
+                svg.escape(f"{ran.stage.name} {bar.cell.name}: {seconds(bar.start)} to {seconds(bar.end)}"),
+            )
             body += svg.element(
                 "rect", tip, x=place(bar.start), y=y + bar.lane * tall, width=max(0.6, place(bar.end) - place(bar.start)), height=tall - 1.5,
                 class_=f"mark s{slots.get(bar.cell.family, 0) % svg.COLOURS}",
@@ -99,14 +124,24 @@ def gantt(plan: Plan) -> str:
 
 
 def _slots(plan: Plan) -> dict[str, int]:
-    return {family: slot for slot, family in enumerate(dict.fromkeys(cell.cell.family for cell in plan.cells))}
+    return {
+        family: slot for slot, family in enumerate(dict.fromkeys(cell.cell.family for cell in plan.cells))
+    }
 
 
 def _cells(plan: Plan) -> Section:
     rows = []
     for cell in plan.cells:
         memory = cell.memory
-        parts = (memory.weights, memory.gradients, memory.optimiser, memory.activations, memory.cache, memory.logits, memory.other)
+        parts = (
+            memory.weights,
+            memory.gradients,
+            memory.optimiser,
+            memory.activations,
+            memory.cache,
+            memory.logits,
+            memory.other,
+        )
         rows.append(
             row(
                 f"{cell.cell.stage} {cell.cell.name}", Cell(f"{cell.devices:g}", sort=cell.devices),
@@ -122,8 +157,20 @@ def _cells(plan: Plan) -> Section:
         *(Column(name, "GiB") for name in ("weights", "gradients", "optimiser", "activations", "cache", "logits", "other")),
         Column("disk", "GiB that stay"), Column("takes", "from its first start to its last end"), Column("device-hours"), Column("fits", numeric=False),
     )  # fmt: skip
-    note = prose("Gradients and activations are not at their peak together: the peak counts the larger of the two.", kind="note")
-    return Section("cells", "Cells and memory", (Table("Every cell of every stage; memory in GiB of one process", heads, tuple(rows), sortable=True), note))
+    note = prose(
+        "Gradients and activations are not at their peak together: the peak counts the larger of the two.",
+        kind="note",
+    )
+    return Section(
+        "cells",
+        "Cells and memory",
+        (
+            Table(
+                "Every cell of every stage; memory in GiB of one process", heads, tuple(rows), sortable=True
+            ),
+            note,
+        ),
+    )
 
 
 def _scaling(scaling: Scaling) -> Section:
@@ -141,18 +188,30 @@ def _scaling(scaling: Scaling) -> Section:
     table = Table("The same experiment on more devices, simulated event by event", heads, tuple(rows))
     panels = (_log_chart(scaling, "seconds"), _log_chart(scaling, "efficiency, %"))
     note = "Both axes of the time are logarithmic. As many actors as devices; all families at once; the best number of workers a cell."
-    return Section("scaling", "Scaling", (prose(scaling.sentence, kind="lead"), Chart("Time and efficiency", note, panels, table), table))
+    return Section(
+        "scaling",
+        "Scaling",
+        (prose(scaling.sentence, kind="lead"), Chart("Time and efficiency", note, panels, table), table),
+    )
 
 
 def _log_chart(scaling: Scaling, what: str) -> str:
     """Seconds or efficiency over log2 of the devices."""
     if what == "seconds":
         points = [(math.log2(s.devices), math.log10(max(s.seconds, 1e-9))) for s in scaling.sizes]
-        ideal = [(math.log2(s.devices), math.log10(max(scaling.sizes[0].seconds * scaling.sizes[0].devices / s.devices, 1e-9))) for s in scaling.sizes]
+        ideal = [
+            (
+                math.log2(s.devices),
+                math.log10(max(scaling.sizes[0].seconds * scaling.sizes[0].devices / s.devices, 1e-9)),
+            )
+            for s in scaling.sizes
+        ]
         lines = [charts.Line(0, "planned", points), charts.Line(1, "perfect scaling", ideal)]
         return charts.line_chart("Time", lines, ("log2 of devices", "log10 of seconds"), dots=True)
     points = [(math.log2(s.devices), 100 * s.efficiency) for s in scaling.sizes]
-    return charts.line_chart("Efficiency", [charts.Line(0, "planned", points)], ("log2 of devices", what), (0.0, 105.0), dots=True)
+    return charts.line_chart(
+        "Efficiency", [charts.Line(0, "planned", points)], ("log2 of devices", what), (0.0, 105.0), dots=True
+    )
 
 
 def _assumptions(plan: Plan) -> Section:
@@ -165,5 +224,8 @@ def _assumptions(plan: Plan) -> Section:
         *((name.replace("_", " "), f"{value:g}") for name, value in rates.host.items()),
     ]  # fmt: skip
     blocks: list[Block] = [prose(note, kind="note") for note in plan.notes]
-    blocks += [Facts("Rates that were reckoned with", tuple(limits)), Facts("Where they are from", tuple(items))]
+    blocks += [
+        Facts("Rates that were reckoned with", tuple(limits)),
+        Facts("Where they are from", tuple(items)),
+    ]
     return Section("assumptions", "Assumptions", tuple(blocks))

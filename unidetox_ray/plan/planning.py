@@ -17,7 +17,13 @@ from unidetox_ray.plan.work import Need, Work
 
 BASELINE = "a100-80:1"
 #: Settings of the baseline: one device does one thing at a time (experiments/single_a100.yaml).
-_ALONE = {"corpus_actors": 1, "generate_actors": 1, "score_actors": 1, "workers_per_cell": 1, "concurrent_cells": 1}
+_ALONE = {
+    "corpus_actors": 1,
+    "generate_actors": 1,
+    "score_actors": 1,
+    "workers_per_cell": 1,
+    "concurrent_cells": 1,
+}
 GIB = 2**30
 
 
@@ -198,7 +204,10 @@ def _cells(work: Work, schedule: Schedule, fleet: Fleet) -> list[CellPlan]:
                 operations=work.operations.get(cell, 0.0), fits=not why, why=why,
             )
         )  # fmt: skip
-    places = {name: place for place, name in enumerate(dict.fromkeys(stage.name.partition("-")[0] for stage in work.stages))}
+    places = {
+        name: place
+        for place, name in enumerate(dict.fromkeys(stage.name.partition("-")[0] for stage in work.stages))
+    }
     found.sort(key=lambda each: places.get(each.cell.stage, len(places)))
     return found
 
@@ -220,7 +229,18 @@ def _stages(schedule: Schedule) -> list[StagePlan]:
     for ran in schedule.ran:
         worst = max(ran.lost, key=lambda name: ran.lost[name]) if ran.lost else ""
         bottleneck = worst if ran.lost.get(worst, 0.0) > ran.busy else "work"
-        found.append(StagePlan(ran.stage.name, ran.start, ran.seconds, ran.lanes, ran.device_seconds, ran.stage.tokens, ran.stage.operations, bottleneck))
+        found.append(
+            StagePlan(
+                ran.stage.name,
+                ran.start,
+                ran.seconds,
+                ran.lanes,
+                ran.device_seconds,
+                ran.stage.tokens,
+                ran.stage.operations,
+                bottleneck,
+            )
+        )
     return found
 
 
@@ -236,7 +256,9 @@ def _notes(experiment: Experiment, fleet: Fleet, amounts: Amounts) -> list[str]:
     """What the plan assumes that the reader may have to know."""
     notes = []
     if experiment.search is not None:
-        notes.append(f"finetune: planned with the search's most steps, {max(experiment.search.steps)}; fewer may be chosen")
+        notes.append(
+            f"finetune: planned with the search's most steps, {max(experiment.search.steps)}; fewer may be chosen"
+        )
     if any("steps" in entry.tune for entry in experiment.methods):
         notes.append("finetune: tuned entries are planned with the most steps of their grid")
     cluster = experiment.cluster
@@ -249,7 +271,9 @@ def _notes(experiment: Experiment, fleet: Fleet, amounts: Amounts) -> list[str]:
     if experiment.cluster.threads > 1:
         notes.append("threads: the rates are of one thread a process; more threads are not reckoned with")
     if any(amounts.is_scratch(family) for family in amounts.families):
-        notes.append("models: pre-training is planned as on first use; later runs find the models in the cache")
+        notes.append(
+            "models: pre-training is planned as on first use; later runs find the models in the cache"
+        )
     return notes
 
 
@@ -263,11 +287,15 @@ def _fleet_problems(experiment: Experiment, fleet: Fleet) -> list[str]:
     share = cluster.gpus_per_actor if fleet.gpu else cluster.cpus_per_actor
     if share is not None and share > fleet.count:
         name = "gpus_per_actor" if fleet.gpu else "cpus_per_actor"
-        found.append(f"cluster.{name} = {share:g}: an actor waits for as many devices at once, the fleet has {fleet.count}; set it to {fleet.count} or less")
+        found.append(
+            f"cluster.{name} = {share:g}: an actor waits for as many devices at once, the fleet has {fleet.count}; set it to {fleet.count} or less"
+        )
     for name in ("toxic", "finetune"):
         rows = getattr(experiment, name).batch_size
         if rows % cluster.workers_per_cell:
-            found.append(f"{name}.batch_size = {rows} does not divide over cluster.workers_per_cell = {cluster.workers_per_cell}; use a multiple")
+            found.append(
+                f"{name}.batch_size = {rows} does not divide over cluster.workers_per_cell = {cluster.workers_per_cell}; use a multiple"
+            )
     return found
 
 
@@ -278,8 +306,14 @@ def _advise(made: Plan, experiment: Experiment, fleet: Fleet) -> None:
         mine = [cell for cell in failing if cell.cell.stage == stage]
         worst = max(mine, key=lambda cell: cell.peak)
         found = remedies.remedy(experiment, fleet, stage, [cell.cell for cell in mine])
-        names = ", ".join(cell.cell.name for cell in mine[:4]) + (f" and {len(mine) - 4} more" if len(mine) > 4 else "")
-        said = f"makes it fit: {found}" if found else "no setting of the experiment makes it fit; take devices with more memory"
+        names = ", ".join(cell.cell.name for cell in mine[:4]) + (
+            f" and {len(mine) - 4} more" if len(mine) > 4 else ""
+        )
+        said = (
+            f"makes it fit: {found}"
+            if found
+            else "no setting of the experiment makes it fit; take devices with more memory"
+        )
         made.problems.append(f"{stage}: {names}: {worst.why}; {said}")
         made.cells = [
             dataclasses.replace(cell, remedy=found) if cell in mine else cell for cell in made.cells
@@ -305,4 +339,3 @@ def _baseline(made: Plan, experiment: Experiment, fleet: Fleet, table: dict[str,
 def _rounded(value: float) -> float:
     """Six significant figures."""
     return float(f"{value:.6g}")
-

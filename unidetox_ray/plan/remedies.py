@@ -38,7 +38,9 @@ def _fits(experiment: Experiment, settings: Sequence[str], fleet: Fleet, failing
         return False
     wanted = {(cell.stage, cell.family, cell.method.partition(" ")[0]) for cell in failing}
     return all(
-        each.fits for each in made.cells if (each.cell.stage, each.cell.family, each.cell.method.partition(" ")[0]) in wanted
+        each.fits
+        for each in made.cells
+        if (each.cell.stage, each.cell.family, each.cell.method.partition(" ")[0]) in wanted
     )
 
 
@@ -50,7 +52,11 @@ def _candidates(experiment: Experiment, fleet: Fleet, stage: str) -> Iterator[li
         yield ["cluster.decode_rows=64"]
         if experiment.cluster.score_tokens > 4096:
             yield ["cluster.score_tokens=4096"]
-        precisions = [f"evaluate.{name}=bf16" for name in ("precision", "ppl_precision") if getattr(experiment.evaluate, name) == "fp32"]
+        precisions = [
+            f"evaluate.{name}=bf16"
+            for name in ("precision", "ppl_precision")
+            if getattr(experiment.evaluate, name) == "fp32"
+        ]
         for one in precisions:
             yield [one]
         if len(precisions) == 2:
@@ -68,7 +74,11 @@ def _candidates(experiment: Experiment, fleet: Fleet, stage: str) -> Iterator[li
 def _of_training(experiment: Experiment, fleet: Fleet, section: str) -> Iterator[list[str]]:
     settings = getattr(experiment, section)
     batch, precision = settings.batch_size, settings.precision
-    worlds = [w for w in (2, 4, 8, 16) if w <= fleet.count and not any(getattr(experiment, s).batch_size % w for s in ("toxic", "finetune"))]
+    worlds = [
+        w
+        for w in (2, 4, 8, 16)
+        if w <= fleet.count and not any(getattr(experiment, s).batch_size % w for s in ("toxic", "finetune"))
+    ]
     stages = [stage for stage in (1, 2, 3) if stage > settings.deepspeed.stage]
     # The same result: weights, gradients and moments over more devices, moments in the machine's memory.
     for world in worlds:
@@ -78,11 +88,19 @@ def _of_training(experiment: Experiment, fleet: Fleet, section: str) -> Iterator
         stage = max(1, settings.deepspeed.stage)
         yield [f"{section}.deepspeed.stage={stage}", f"{section}.deepspeed.offload=optimizer"]
         for world in worlds[-1:]:
-            yield [f"{section}.deepspeed.stage=3", f"{section}.deepspeed.offload=optimizer", f"cluster.workers_per_cell={world}"]
+            yield [
+                f"{section}.deepspeed.stage=3",
+                f"{section}.deepspeed.offload=optimizer",
+                f"cluster.workers_per_cell={world}",
+            ]
     # Other arithmetic, other weights trained, other batches.
     for other in ("bf16_master", "bf16_pure"):
-        if other != precision and not (precision == "bf16_pure"):
-            offload = [f"{section}.deepspeed.offload=none"] if other == "bf16_pure" and settings.deepspeed.offload != "none" else []
+        if other != precision and precision != "bf16_pure":
+            offload = (
+                [f"{section}.deepspeed.offload=none"]
+                if other == "bf16_pure" and settings.deepspeed.offload != "none"
+                else []
+            )
             yield [f"{section}.precision={other}", *offload]
     if section == "finetune" and settings.adapter == "none":
         yield ["finetune.adapter=lora"]
@@ -95,6 +113,10 @@ def _of_training(experiment: Experiment, fleet: Fleet, section: str) -> Iterator
     if settings.max_length > 64:
         yield [f"{section}.batch_size=1", f"{section}.max_length={settings.max_length // 2}"]
     for world in worlds[-1:]:
-        yield [f"{section}.precision=bf16_pure", f"{section}.deepspeed.stage=3", f"cluster.workers_per_cell={world}"]
+        yield [
+            f"{section}.precision=bf16_pure",
+            f"{section}.deepspeed.stage=3",
+            f"cluster.workers_per_cell={world}",
+        ]
     if section == "finetune":
         yield ["finetune.adapter=lora", "finetune.precision=bf16_pure", "finetune.batch_size=1"]

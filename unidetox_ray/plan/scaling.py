@@ -6,6 +6,7 @@ workers a cell that makes the trainings shortest (a divisor of the batch sizes).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def simulated(experiment: Experiment, fleet: Fleet, counts: Iterable[int] = COUN
 
 
 def _end(sizes: Sequence[Size]) -> Size | None:
-    for here, further in zip(sizes, sizes[1:], strict=False):
+    for here, further in itertools.pairwise(sizes):
         if further.seconds > (1 - ENDED) * here.seconds:
             return here
     return None
@@ -117,7 +118,9 @@ def _workers(experiment: Experiment, amounts: Amounts, fleet: Fleet) -> int:
     common = math.gcd(experiment.toxic.batch_size, experiment.finetune.batch_size)
     best = (math.inf, 1)
     for workers in (w for w in range(1, common + 1) if common % w == 0 and w <= fleet.count):
-        stages = [s for s in Work(_as(amounts, experiment, fleet.count, workers), fleet).stages if s.name in _TRAINS]
+        stages = [
+            s for s in Work(_as(amounts, experiment, fleet.count, workers), fleet).stages if s.name in _TRAINS
+        ]
         seconds = engine.scheduled(stages, fleet, bars=False).seconds
         best = min(best, (seconds, workers))
     return best[1]
@@ -139,4 +142,13 @@ def _size(schedule: engine.Schedule, count: int, workers: int, first: float) -> 
         longest = max(schedule.ran, key=lambda ran: ran.seconds)
         worst = (longest.stage.name, "work", busy)
     speedup = first / schedule.seconds if schedule.seconds else 1.0
-    return Size(count, workers, schedule.seconds, speedup, speedup / count, worst[1], worst[0], {n: v / total for n, v in lost.items()})
+    return Size(
+        count,
+        workers,
+        schedule.seconds,
+        speedup,
+        speedup / count,
+        worst[1],
+        worst[0],
+        {n: v / total for n, v in lost.items()},
+    )

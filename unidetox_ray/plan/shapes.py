@@ -52,7 +52,16 @@ class Model:
         """As `core.memory`, which sizes the run's own batches, wants it."""
         from unidetox_ray.core.memory import Shape
 
-        return Shape(self.layers, self.heads, self.kv_heads, self.head_size, self.hidden, self.widest, self.vocab, itemsize)
+        return Shape(
+            self.layers,
+            self.heads,
+            self.kv_heads,
+            self.head_size,
+            self.hidden,
+            self.widest,
+            self.vocab,
+            itemsize,
+        )
 
 
 def family_model(ref: ModelRef, family: str) -> Model:
@@ -86,19 +95,21 @@ def _scratch(family: str, spec: ScratchSection) -> Model:
 
     entry = registry.lookup("families", family)
     if entry.tiny_config is None or spec.hidden % spec.heads:
-        raise ModelError(f"models.{family}: scratch: hidden = {spec.hidden} and heads = {spec.heads} do not fit; hidden must be a multiple of heads")
+        raise ModelError(
+            f"models.{family}: scratch: hidden = {spec.hidden} and heads = {spec.heads} do not fit; hidden must be a multiple of heads"
+        )
     config = entry.tiny_config(
         spec.vocab_size, hidden=spec.hidden, layers=spec.layers, heads=spec.heads, max_positions=spec.max_positions,
         ids=SpecialIds(bos=0, eos=0, pad=0, start=0),
     )  # fmt: skip
-    return _of_config(config, "scratch:", entry.adapter_targets)
+    return of_config(config, "scratch:", entry.adapter_targets)
 
 
 @lru_cache(maxsize=64)
 def _scratch_classifier(spec: ScratchSection) -> Model:
     from transformers import BertConfig
 
-    return _of_config(
+    return of_config(
         BertConfig(
             vocab_size=spec.vocab_size, hidden_size=spec.hidden, num_hidden_layers=spec.layers,
             num_attention_heads=spec.heads, intermediate_size=4 * spec.hidden, max_position_embeddings=spec.max_positions,
@@ -115,14 +126,16 @@ def _named(source: str, revision: str | None, where: str, *, classifier: bool = 
     if place.is_dir():
         return _folder(place, source, classifier)
     if source.startswith((".", "/", "~")):
-        raise ModelError(f"{where}: {source}: no such folder; give a model folder with config.json, or a hub id")
+        raise ModelError(
+            f"{where}: {source}: no such folder; give a model folder with config.json, or a hub id"
+        )
     if classifier and source in _KNOWN_CLASSIFIERS:
         from transformers import BertConfig
 
-        return _of_config(BertConfig(num_labels=6), source, classifier=True)
+        return of_config(BertConfig(id2label={index: str(index) for index in range(6)}), source, classifier=True)
     if not classifier:
         try:
-            return _of_config(offline_config(source), source, _targets(source))
+            return of_config(offline_config(source), source, _targets(source))
         except ModelError:
             pass  # not one of the families' own checkpoints
     config = _cached_config(source, revision)
@@ -132,7 +145,7 @@ def _named(source: str, revision: str | None, where: str, *, classifier: bool = 
             f"{where}: {source}: its shape is not known and no config.json of it is cached; download that file once "
             f"(`hf download {source} config.json`), or set {key} to a folder that holds it"
         )
-    return _of_config(config, source, classifier=classifier)
+    return of_config(config, source, classifier=classifier)
 
 
 def _targets(source: str) -> tuple[str, ...]:
@@ -161,13 +174,15 @@ def _read_config(folder: Path, said: str) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises for whatever the file holds
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{said}: its config.json describes no model that is known here ({reason}); take another model") from None
+        raise ModelError(
+            f"{said}: its config.json describes no model that is known here ({reason}); take another model"
+        ) from None
 
 
 def _folder(folder: Path, said: str, classifier: bool) -> Model:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{said}: holds no config.json; give a folder that `save_pretrained` wrote")
-    model = _of_config(_read_config(folder, said), folder.name, classifier=classifier)
+    model = of_config(_read_config(folder, said), folder.name, classifier=classifier)
     stored = _stored_parameters(folder)
     # Tied weights are stored once, a config without its weights has none: the larger truth is the file's.
     return model if stored is None else replace(model, parameters=max(stored, 1))
@@ -195,7 +210,7 @@ def _stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def _of_config(config: Any, name: str, targets: tuple[str, ...] = (), *, classifier: bool = False) -> Model:
+def of_config(config: Any, name: str, targets: tuple[str, ...] = (), *, classifier: bool = False) -> Model:
     """Counted on a model without memory (the meta device)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -206,7 +221,9 @@ def _of_config(config: Any, name: str, targets: tuple[str, ...] = (), *, classif
             model = kind.from_config(config)
     except Exception as error:  # a configuration that its own class refuses
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{name}: no {'classifier' if classifier else 'causal language model'} ({reason})") from None
+        raise ModelError(
+            f"{name}: no {'classifier' if classifier else 'causal language model'} ({reason})"
+        ) from None
     text = config.get_text_config()
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     matrix = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in looked_up)
@@ -221,7 +238,11 @@ def _of_config(config: Any, name: str, targets: tuple[str, ...] = (), *, classif
     ranks = 0
     for part, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if weight is not None and weight.dim() == 2 and part.rpartition(".")[2] in (targets or ("q_proj", "k_proj", "v_proj", "o_proj")):
+        if (
+            weight is not None
+            and weight.dim() == 2
+            and part.rpartition(".")[2] in (targets or ("q_proj", "k_proj", "v_proj", "o_proj"))
+        ):
             ranks += sum(weight.shape)
     return Model(
         name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=_kv_heads(text, heads), head_size=head_size,

@@ -158,10 +158,14 @@ class Data:
         if source.dataset == "dghs" and role == "toxic":
             # 15126 steps of 4 in 3 epochs are 20,166 rows, every text twice where both versions are read.
             both = source.options.get("version") == "both"
-            self.note(f"toxic: {20_166 if both else 10_083:,} texts of DGHS as the released run's steps tell, not counted here")
+            self.note(
+                f"toxic: {20_166 if both else 10_083:,} texts of DGHS as the released run's steps tell, not counted here"
+            )
             return Texts(20_166 if both else 10_083, _spread(_DGHS))
         if source.dataset == "toxigen" and role == "prompts":
-            self.note("prompts: 940 of ToxiGen's test split and 896 for validation as published, not counted here")
+            self.note(
+                "prompts: 940 of ToxiGen's test split and 896 for validation as published, not counted here"
+            )
             return Texts(940 if split == "test" else 896, _spread(_TOXIGEN))
         raise ConfigError(
             f"data.{role}: how much {source.dataset!r} from the hub holds is not known before it is there; give a local copy with data.{role}.path"

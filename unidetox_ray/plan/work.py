@@ -18,7 +18,7 @@ from unidetox_ray.plan.engine import Cell, Item, Stage
 from unidetox_ray.plan.memory import BYTES, Memory
 from unidetox_ray.plan.shapes import Model
 from unidetox_ray.plan.texts import Tokens
-from unidetox_ray.settings import FinetuneSection, ScratchSection, TrainingSection, TuningSection
+from unidetox_ray.settings import FinetuneSection, ScratchSection, ToxicSection, TuningSection
 from unidetox_ray.stages.needs import method_of
 
 #: Bytes of a row of the tables that stay: a continuation and its judgements, compressed (measured on runs: 30 to 60).
@@ -107,10 +107,12 @@ class Work:
         self._add(stage, [(item.cell, spent) for item, spent in items])
 
     def _train_item(
-        self, cell: Cell, model: Model, section: TrainingSection, texts: Tokens, rows: int, steps: int, setting: str,
+        self, cell: Cell, model: Model, section: ToxicSection | FinetuneSection, texts: Tokens, rows: int, steps: int, setting: str,
     ) -> tuple[Item, Spent]:  # fmt: skip
         world = self.cluster.workers_per_cell
-        padded = texts.most if section.pad_to == "longest" else float(section.max_length) if section.packing else None  # type: ignore[attr-defined]
+        padded = texts.most if section.pad_to == "longest" else None
+        if section.packing:
+            padded = float(section.max_length)
         spent = durations.training(self.rates, model, section, texts, rows, steps, world, padded=padded)
         item = 4 if section.precision == "fp32" else 2
         adapted = isinstance(section, FinetuneSection) and section.adapter == "bottleneck"
@@ -133,7 +135,9 @@ class Work:
 
     def _models(self) -> None:
         experiment, items = self.experiment, []
-        pretrain = [self.amounts.data.texts("pretrain", s, "train", limited=False) for s in experiment.data.pretrain]
+        pretrain = [
+            self.amounts.data.texts("pretrain", s, "train", limited=False) for s in experiment.data.pretrain
+        ]
         characters = sum(float(t.characters.sum()) * t.count / max(1, len(t.characters)) for t in pretrain)
         specs: list[tuple[Cell, Model, ScratchSection, float]] = []
         for family in self.amounts.families:
@@ -147,7 +151,9 @@ class Work:
                 spec = scorer.scratch or ScratchSection()
                 lengths = labelled.tokens(self.amounts.per_token("bert"), 2, spec.length)
                 spec = spec.model_copy(update={"length": max(1, round(lengths.longest_of(spec.batch_size)))})
-                specs.append((Cell("models", "bert", scorer.name), model, spec, float(labelled.characters.sum())))
+                specs.append(
+                    (Cell("models", "bert", scorer.name), model, spec, float(labelled.characters.sum()))
+                )
         for cell, model, spec, read in specs:
             spent = durations.pretraining(self.rates, model, spec.steps, spec.batch_size, spec.length, read)
             items.append((Item(cell, spent.seconds), spent))
@@ -165,7 +171,15 @@ class Work:
         section = self.experiment.toxic
         for need, family in self.amounts.needed.copies:
             texts, steps = self.amounts.copy_texts(need, family), self.amounts.copy_steps(need, family)
-            made = self._train_item(Cell("toxic", family, need), self.amounts.model(family), section, texts, section.batch_size, steps, "toxic")
+            made = self._train_item(
+                Cell("toxic", family, need),
+                self.amounts.model(family),
+                section,
+                texts,
+                section.batch_size,
+                steps,
+                "toxic",
+            )
             jobs.setdefault(family, []).append(made)
         self._groups("toxic", jobs)
 
@@ -197,7 +211,9 @@ class Work:
             amount.models, section.precision, self.fleet.memory - memory.CONTEXT - weights, section.max_length,
             min(section.shard_size, amount.sequences), 1, gpu=self.fleet.gpu,
         )  # fmt: skip
-        found = memory.decoding(amount.models, section.precision, max(rows, 1), section.max_length, 1, gpu=self.fleet.gpu)
+        found = memory.decoding(
+            amount.models, section.precision, max(rows, 1), section.max_length, 1, gpu=self.fleet.gpu
+        )
         disk = amount.rows * section.max_length * 6.0
         self._need(cell, found, disk=disk, setting="corpus", rows=rows)
 
@@ -217,7 +233,13 @@ class Work:
                 self.rates, amount.models, section.precision, sequences=size, rows=max(rows, 1), prompt=1.0, mean=new.mean,
                 most=float(section.max_length - 1), nucleus=section.top_p < 1,
             )  # fmt: skip
-            item = Item(cell, spent.seconds, "+".join(sorted({m.name for m in amount.models})) + f"/{len(amount.models)}", float(weights), count)
+            item = Item(
+                cell,
+                spent.seconds,
+                "+".join(sorted({m.name for m in amount.models})) + f"/{len(amount.models)}",
+                float(weights),
+                count,
+            )
             found.append((item, spent.times(count)))
         return found
 
@@ -235,10 +257,22 @@ class Work:
         found = []
         for rows, count in _shards(amount.judged, size):
             spent = durations.reading(self.rates, model, "fp32", rows * length, rows, kind="classify")
-            found.append((Item(cell, spent.seconds, f"filter/{model.name}", 4.0 * model.parameters, count), spent.times(count)))
+            found.append(
+                (
+                    Item(cell, spent.seconds, f"filter/{model.name}", 4.0 * model.parameters, count),
+                    spent.times(count),
+                )
+            )
         return found
 
-    def _probe(self, family: str, decoders: Sequence[Model], chosen: TuningSection | object, per_domain: int | None, continuations: int) -> Spent:
+    def _probe(
+        self,
+        family: str,
+        decoders: Sequence[Model],
+        chosen: TuningSection | object,
+        per_domain: int | None,
+        continuations: int,
+    ) -> Spent:
         """One measurement on validation prompts: continuations, their toxicity, the likelihood of some clean text."""
         evaluate = self.experiment.evaluate
         prompts = self.amounts.selection(family, per_domain)
@@ -246,14 +280,23 @@ class Work:
         count = prompts.count * continuations
         judge = self.amounts.scorers[evaluate.scorers[0].name]
         if judge is not None:
-            spent += durations.reading(self.rates, judge, "fp32", count * self.amounts.continuation_tokens(family), count, kind="classify")
+            spent += durations.reading(
+                self.rates,
+                judge,
+                "fp32",
+                count * self.amounts.continuation_tokens(family),
+                count,
+                kind="classify",
+            )
         clean = self.amounts.clean
         if clean is not None:
             rows = min(_CLEAN_PROBED, clean.count)
             spent += durations.reading(self.rates, decoders[0], evaluate.precision, rows * clean.mean, rows)
         return spent
 
-    def _continued(self, family: str, decoders: Sequence[Model], prompts: Tokens, continuations: int) -> Spent:
+    def _continued(
+        self, family: str, decoders: Sequence[Model], prompts: Tokens, continuations: int
+    ) -> Spent:
         evaluate = self.experiment.evaluate
         return durations.decoding(
             self.rates, decoders, evaluate.precision, sequences=prompts.count * continuations,
@@ -270,7 +313,13 @@ class Work:
         weights = BYTES[evaluate.precision] * sum(model.parameters for model in decoders)
         capacity = math.ceil(prompts.most) + evaluate.max_new_tokens
         fit = memory.rows_of(
-            decoders, evaluate.precision, self.fleet.memory - memory.CONTEXT - weights, capacity, wanted, math.ceil(prompts.most), gpu=True
+            decoders,
+            evaluate.precision,
+            self.fleet.memory - memory.CONTEXT - weights,
+            capacity,
+            wanted,
+            math.ceil(prompts.most),
+            gpu=True,
         )
         return min(wanted, fit)
 
@@ -280,21 +329,43 @@ class Work:
             return
         amount = next(each for each in self.amounts.corpora if each.entry.label == search.method)
         model, items = self.amounts.model(base), []
-        plans = [(max(search.steps), len(search.steps))] if search.schedule == "constant" else [(steps, 1) for steps in search.steps]
+        plans = (
+            [(max(search.steps), len(search.steps))]
+            if search.schedule == "constant"
+            else [(steps, 1) for steps in search.steps]
+        )
         for rate in search.lr:
             for steps, measured in plans:
                 cell = Cell("search", base, f"{search.method} lr={rate:g} steps={steps}")
-                section = self.experiment.finetune.model_copy(update={"steps": steps, "lr": rate, "schedule": search.schedule})
+                section = self.experiment.finetune.model_copy(
+                    update={"steps": steps, "lr": rate, "schedule": search.schedule}
+                )
                 texts = self.amounts.corpus_tokens(amount, base)
-                item, spent = self._train_item(cell, model, section, texts, section.batch_size, steps, "search")
-                probes = self._probe(base, [model], search, search.prompts_per_domain, search.continuations).times(measured)
+                item, spent = self._train_item(
+                    cell, model, section, texts, section.batch_size, steps, "search"
+                )
+                probes = self._probe(
+                    base, [model], search, search.prompts_per_domain, search.continuations
+                ).times(measured)
                 items.append((replace(item, seconds=item.seconds + probes.seconds), spent + probes))
-        self._trials("search", items, float(self.cluster.workers_per_cell), search.max_concurrent, trains=True)
+        self._trials(
+            "search", items, float(self.cluster.workers_per_cell), search.max_concurrent, trains=True
+        )
 
     def _trials(
-        self, name: str, items: Sequence[tuple[Item, Spent]], devices: float, most: int | None, *, trains: bool = False
+        self,
+        name: str,
+        items: Sequence[tuple[Item, Spent]],
+        devices: float,
+        most: int | None,
+        *,
+        trains: bool = False,
     ) -> None:
-        nested = self.host["group_seconds"] + self.host["group_cpu_seconds"] if trains and self.cluster.workers_per_cell > 1 else 0.0
+        nested = (
+            self.host["group_seconds"] + self.host["group_cpu_seconds"]
+            if trains and self.cluster.workers_per_cell > 1
+            else 0.0
+        )
         stage = Stage(
             name, (tuple(replace(item, seconds=item.seconds + nested) for item, _ in items),), lanes=len(items) or 1,
             devices=devices, start=self.host["trial_seconds"],
@@ -324,7 +395,11 @@ class Work:
                     continue
                 decoders = [model] * self.amounts.decoders(entry, method)
                 one = self._probe(family, decoders, tuning, tuning.prompts_per_domain, tuning.continuations)
-                extra = 6.0 * BYTES["fp32"] * model.parameters / self.host["read_bytes"] if method.kind == "weights" else 0.0
+                extra = (
+                    6.0 * BYTES["fp32"] * model.parameters / self.host["read_bytes"]
+                    if method.kind == "weights"
+                    else 0.0
+                )
                 for _ in entry.points:
                     item = self._opened(cell, one, decoders)
                     measured.append((replace(item, seconds=item.seconds + extra), one))
@@ -332,7 +407,13 @@ class Work:
                 self._need(cell, self._decode_memory(decoders, prompts), setting="evaluate")
         self._trials("tune", measured, self._actor_devices(), tuning.max_concurrent)
         if trained:
-            self._trials("tune-trainings", trained, float(self.cluster.workers_per_cell), tuning.max_concurrent, trains=True)
+            self._trials(
+                "tune-trainings",
+                trained,
+                float(self.cluster.workers_per_cell),
+                tuning.max_concurrent,
+                trains=True,
+            )
 
     def _tuned_trainings(self, cell: Cell, entry, family: str) -> list[tuple[Item, Spent]]:  # type: ignore[no-untyped-def]
         tuning, model = self.experiment.tuning, self.amounts.model(family)
@@ -363,7 +444,15 @@ class Work:
             section = self.amounts.training_section(cell.entry)
             steps = self.amounts.training_steps(section, amount.rows)
             texts = self.amounts.corpus_tokens(amount, cell.family)
-            made = self._train_item(self._cell("finetune", cell), self.amounts.model(cell.family), section, texts, section.batch_size, steps, "finetune")
+            made = self._train_item(
+                self._cell("finetune", cell),
+                self.amounts.model(cell.family),
+                section,
+                texts,
+                section.batch_size,
+                steps,
+                "finetune",
+            )
             jobs.setdefault(cell.family, []).append(made)
         self._groups("finetune", jobs)
 
@@ -409,7 +498,9 @@ class Work:
                 steps = getattr(settings, "steps", None)
                 if steps is None:
                     steps = int(getattr(settings, "epochs", 1)) * math.ceil(texts.count / rows)
-                plain = FinetuneSection(precision="fp32" if self.experiment.evaluate.precision == "fp32" else "bf16_pure")
+                plain = FinetuneSection(
+                    precision="fp32" if self.experiment.evaluate.precision == "fp32" else "bf16_pure"
+                )
                 whole = durations.training(self.rates, model, plain, texts, rows, steps)
                 # Two thirds at most: frozen weights need no gradient of their own (`core.flops`).
                 spent = whole.times(2.0 / 3.0)
@@ -427,7 +518,9 @@ class Work:
         evaluate = self.experiment.evaluate
         rows = max(1, self._decode_rows(decoders, prompts))
         capacity = math.ceil(prompts.most) + evaluate.max_new_tokens
-        return memory.decoding(decoders, evaluate.precision, rows, capacity, math.ceil(prompts.most), gpu=self.fleet.gpu)
+        return memory.decoding(
+            decoders, evaluate.precision, rows, capacity, math.ceil(prompts.most), gpu=self.fleet.gpu
+        )
 
     def _generate(self) -> None:
         evaluate, items = self.experiment.evaluate, []
@@ -437,7 +530,9 @@ class Work:
             prompts = self.amounts.prompts(cell.family)
             where = self._cell("generate", cell)
             for chosen, count in _shards(prompts.count, size):
-                spent = self._continued(cell.family, decoders, Tokens(chosen, prompts.lengths), evaluate.continuations)
+                spent = self._continued(
+                    cell.family, decoders, Tokens(chosen, prompts.lengths), evaluate.continuations
+                )
                 item = self._opened(where, spent, decoders)
                 items.append((replace(item, count=count * evaluate.runs), spent.times(count * evaluate.runs)))
             texts = prompts.count * evaluate.continuations * evaluate.runs
@@ -465,7 +560,9 @@ class Work:
             spent = Spent()
             for model in self.amounts.scorers.values():
                 if model is not None:
-                    spent += durations.reading(self.rates, model, "fp32", rows * (new + 2), rows, kind="classify")
+                    spent += durations.reading(
+                        self.rates, model, "fp32", rows * (new + 2), rows, kind="classify"
+                    )
             if judge is not None:
                 # A prompt is read once for all its continuations of an order.
                 tokens = rows * new + rows / evaluate.continuations * prompts.mean
@@ -477,7 +574,12 @@ class Work:
 
             tokens = cpu_budget(tokens, max(model.hidden for model, _ in open_))
         prompted = math.ceil(_SCORE_ROWS / evaluate.continuations * prompts.mean)
-        self._need(everything, memory.scoring(open_, tokens, prompted), disk=total * _ROW * len(evaluate.scorers), setting="score")
+        self._need(
+            everything,
+            memory.scoring(open_, tokens, prompted),
+            disk=total * _ROW * len(evaluate.scorers),
+            setting="score",
+        )
         for cell in self.amounts.cells:
             spent = self._own(cell)
             if spent.seconds:
@@ -486,7 +588,11 @@ class Work:
                 items.append((self._opened(where, spent, decoders), spent))
                 own = [*open_, *((model, evaluate.precision) for model in decoders)]
                 # Worked examples and questions are kept for the answers behind them.
-                self._need(where, memory.scoring(own, tokens, 0 if self.amounts.quiz is None else tokens), setting="score")
+                self._need(
+                    where,
+                    memory.scoring(own, tokens, 0 if self.amounts.quiz is None else tokens),
+                    setting="score",
+                )
         self._pool("score", items, self.cluster.score_actors)
 
     def _own(self, cell: PlannedCell) -> Spent:
@@ -496,10 +602,14 @@ class Work:
         per_token = self.amounts.per_token(cell.family)
         clean, quiz = self.amounts.clean, self.amounts.quiz
         if clean is not None:
-            spent += durations.reading(self.rates, model, evaluate.precision, clean.count * clean.mean, clean.count)
+            spent += durations.reading(
+                self.rates, model, evaluate.precision, clean.count * clean.mean, clean.count
+            )
         if quiz is not None:
             tokens = quiz.questions * (quiz.shared + quiz.answers) / per_token
-            spent += durations.reading(self.rates, model, evaluate.precision, tokens, quiz.questions * quiz.choices)
+            spent += durations.reading(
+                self.rates, model, evaluate.precision, tokens, quiz.questions * quiz.choices
+            )
         return spent.times(cell.decoders)
 
     def _content(self) -> None:
@@ -511,15 +621,30 @@ class Work:
             spent = Spent()
             length = self.amounts.decoded_tokens(amount.section).mean
             for model in judges:
-                spent += durations.reading(self.rates, model, "fp32", amount.rows * min(512.0, length), amount.rows, kind="classify")
-            items.append((Item(cell, spent.seconds, "scorers", sum(4.0 * m.parameters for m in judges)), spent))
-            self._need(cell, memory.scoring([(model, "fp32") for model in judges], min(self.cluster.score_tokens, 4096), 0), setting="score")
+                spent += durations.reading(
+                    self.rates, model, "fp32", amount.rows * min(512.0, length), amount.rows, kind="classify"
+                )
+            items.append(
+                (Item(cell, spent.seconds, "scorers", sum(4.0 * m.parameters for m in judges)), spent)
+            )
+            self._need(
+                cell,
+                memory.scoring(
+                    [(model, "fp32") for model in judges], min(self.cluster.score_tokens, 4096), 0
+                ),
+                setting="score",
+            )
         if items:
             self._pool("content", items, self.cluster.score_actors)
 
     def _report(self) -> None:
         evaluate = self.experiment.evaluate
-        texts = self.amounts.prompts(self.experiment.base_family).count * evaluate.continuations * evaluate.runs * len(self.amounts.cells)
+        texts = (
+            self.amounts.prompts(self.experiment.base_family).count
+            * evaluate.continuations
+            * evaluate.runs
+            * len(self.amounts.cells)
+        )
         self._add(Stage("report", ((),), alone=self.host["report_seconds"] * (1 + texts / 50_000)))
 
 

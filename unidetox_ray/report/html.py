@@ -21,7 +21,9 @@ def escape(text: str) -> str:
     return _escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
-_FOOTER = "Made by unidetox_ray from the files of the run folder. The same content is in the Markdown beside it."
+_FOOTER = (
+    "Made by unidetox_ray from the files of the run folder. The same content is in the Markdown beside it."
+)
 
 
 def render(document: doc.Document, *, footer: str = _FOOTER) -> str:

@@ -211,7 +211,9 @@ def devices_of(settings: ClusterSection) -> Devices:
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    names = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
+    names = {
+        name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")
+    }
     return Devices(
         cpus=int(sum(node.get("CPU", 0) for node in nodes)), gpus=int(sum(node.get("GPU", 0) for node in nodes)),
         memory=float(min((node.get("memory", 0.0) for node in nodes), default=0.0)), accelerators=tuple(sorted(names)),
