@@ -27,6 +27,7 @@ VERBS = (
     "score",
     "content",
     "report",
+    "plan",
     "convert",
     "export",
     "ls",

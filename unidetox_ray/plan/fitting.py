@@ -34,15 +34,16 @@ class Fit:
         return 1.0 / compute if compute > 0 else None
 
 
-#: How many measurements the coefficients before the fit count for, all of them together.
-_PRIOR = 0.05
+#: How many measurements a coefficient before the fit counts for.
+_PRIOR = 1e-3
 
 
 def fitted(points: Sequence[Point], before: Mapping[str, float]) -> Fit:
     """The least squares of relative deviations, drawn to what was known before, no coefficient negative.
 
     before: coefficients by feature, > 0 for those that count. A few measurements cannot tell features from one another that
-    come together; what they leave open stays in the proportions of `before`.
+    come together; what they leave open stays in the proportions of `before`, which a factor for
+    all of them is found for first.
     """
     names = [name for name, value in before.items() if value > 0]
     if not points or not names:
@@ -52,6 +53,11 @@ def fitted(points: Sequence[Point], before: Mapping[str, float]) -> Fit:
         raise ValueError("a measurement of no seconds")
     known = np.array([before[name] for name in names])
     rows = np.array([[features.get(name, 0.0) for name in names] for features, _ in points])
+    # All of them too fast or too slow alike is the first thing that measurements say; then which.
+    shares = rows @ known / seconds
+    if not (shares > 0).any():
+        return Fit(dict(before))
+    known = known * float(shares.sum() / (shares**2).sum())
     scaled = rows * known / seconds[:, None]
     weight = np.sqrt(_PRIOR)
     left = np.vstack([scaled, weight * np.eye(len(names))])

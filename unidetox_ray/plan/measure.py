@@ -54,7 +54,10 @@ class Entry:
     def told(self) -> str:
         """A few lines for the console."""
         rates = devices.rates_of(self.kind, {"kinds": {self.kind: self.values}})
-        lines = [f"{self.kind}: {rates.title}", f"matrix products: fp32 {rates.matmul['fp32'] / 1e12:.3g}, bf16 {rates.matmul['bf16'] / 1e12:.3g} TFLOP/s"]
+        lines = [
+            f"{self.kind}: {rates.title}",
+            f"matrix products: fp32 {rates.matmul['fp32'] / 1e12:.3g}, bf16 {rates.matmul['bf16'] / 1e12:.3g} TFLOP/s",
+        ]
         for name, fit in rates.fits.items():
             parts = ", ".join(f"{feature} {value:.3g}" for feature, value in fit.coefficients.items())
             lines.append(f"{name}: {parts} (fits its measurements within {100 * fit.error:.0f} %)")
@@ -69,7 +72,10 @@ def measured(table: Mapping[str, Any], display: Any, *, host: bool = True) -> En
     on_gpu = torch.cuda.is_available()
     kind, values = _begun(table)
     names, done = (_GPU if on_gpu else _CPU), 0
-    work: dict[str, dict[str, Any]] = {name: {"coefficients": part["coefficients"], "points": []} for name, part in _work(table, kind).items()}
+    work: dict[str, dict[str, Any]] = {
+        name: {"coefficients": part["coefficients"], "points": []}
+        for name, part in _work(table, kind).items()
+    }
     before = torch.get_num_threads()
     with display.task("measuring rates", "benchmarks") as advance:
         if not on_gpu:
@@ -105,7 +111,9 @@ def add(path: Path, result: BenchResult) -> str:
     Returns the kind. ConfigError for a benchmark that measures no rate, or on a CPU with more than one thread.
     """
     if result.name == "pipeline":
-        raise ConfigError("--save-rates: `bench pipeline` measures no rate; take decode, generate, score or finetune")
+        raise ConfigError(
+            "--save-rates: `bench pipeline` measures no rate; take decode, generate, score or finetune"
+        )
     if not result.device.startswith("cuda") and result.extra.get("threads") != 1:
         raise ConfigError("--save-rates: rates are of one thread a process; add --threads 1")
     table = devices.read_table(path) if path.exists() else devices.stored()
@@ -127,7 +135,9 @@ def save(path: Path, entry: Entry) -> None:
     try:
         write_json(path, {"schema": devices.SCHEMA, "kinds": {**kinds, entry.kind: entry.values}})
     except OSError as error:
-        raise ConfigError(f"--save-rates: {path} cannot be written ({error.strerror or error}); give a file in a folder you own") from None
+        raise ConfigError(
+            f"--save-rates: {path} cannot be written ({error.strerror or error}); give a file in a folder you own"
+        ) from None
 
 
 def point_of(result: BenchResult) -> tuple[str, dict[str, Any]]:
@@ -137,7 +147,11 @@ def point_of(result: BenchResult) -> tuple[str, dict[str, Any]]:
     extra, precision = result.extra, result.dtype
     size = str(extra["size"])
     batch = int(result.batch or 1)
-    point: dict[str, Any] = {"precision": precision, "seconds": result.seconds, "source": f"`unidetox bench {result.name}`"}
+    point: dict[str, Any] = {
+        "precision": precision,
+        "seconds": result.seconds,
+        "source": f"`unidetox bench {result.name}`",
+    }
     if result.name == "score":
         kind = str(extra["kind"])
         items = int(extra["texts"]) if "texts" in extra else 4 * int(extra["questions"])
@@ -181,7 +195,12 @@ def _begun(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return kind, {**found, "host": host}
     name = "-".join(properties.name.lower().replace("nvidia", "").split()) + f"-{round(gib)}"
     base = json.loads(json.dumps(table["kinds"]["h200"]))
-    return name, {**base, "title": properties.name, "memory_gib": round(gib, 1), "per_node": torch.cuda.device_count()}
+    return name, {
+        **base,
+        "title": properties.name,
+        "memory_gib": round(gib, 1),
+        "per_node": torch.cuda.device_count(),
+    }
 
 
 def _work(table: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -198,7 +217,10 @@ def _limits() -> tuple[dict[str, float], float]:
     from unidetox_ray.core.flops import peak_flops
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    products = {name: peak_flops(device, getattr(torch, dtype)) / 1e12 for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))}
+    products = {
+        name: peak_flops(device, getattr(torch, dtype)) / 1e12
+        for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+    }
     bandwidth = limits_of(device, torch.bfloat16 if device.type == "cuda" else torch.float32).bandwidth
     return {name: float(f"{value:.4g}") for name, value in products.items()}, float(f"{bandwidth / 1e9:.4g}")
 
@@ -239,7 +261,14 @@ def _host(advance: Any, on_gpu: bool) -> dict[str, float]:
             actors = max(1, min(2, int(context.devices)))
             made = [{"id": f"order-{index}", "rows": 1} for index in range(actors)]
             started = time.perf_counter()
-            orders.fulfil(Idle, {"model": str(folder)}, made, private_folder(root / "pool"), actors=actors, context=context)
+            orders.fulfil(
+                Idle,
+                {"model": str(folder)},
+                made,
+                private_folder(root / "pool"),
+                actors=actors,
+                context=context,
+            )
             pool = time.perf_counter() - started
             advance(2, 3)
             job = toxic.toxic_job(context, "gpt2", models.handle_of(ModelRef(source=str(folder)), "gpt2"))

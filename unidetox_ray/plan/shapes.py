@@ -132,7 +132,9 @@ def _named(source: str, revision: str | None, where: str, *, classifier: bool = 
     if classifier and source in _KNOWN_CLASSIFIERS:
         from transformers import BertConfig
 
-        return of_config(BertConfig(id2label={index: str(index) for index in range(6)}), source, classifier=True)
+        return of_config(
+            BertConfig(id2label={index: str(index) for index in range(6)}), source, classifier=True
+        )
     if not classifier:
         try:
             return of_config(offline_config(source), source, _targets(source))

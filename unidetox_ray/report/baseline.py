@@ -238,7 +238,10 @@ def compared(
     )
     summed = [line for line in lines if line.speedup is not None]
     remarks += _left_out(lines, base, run)
-    sides = [[each for each in part if each is not None] for part in zip(*((x.base, x.run) for x in summed), strict=True)]
+    sides = [
+        [each for each in part if each is not None]
+        for part in zip(*((x.base, x.run) for x in summed), strict=True)
+    ]
     whole = [_sum("all stages", part) for part in sides] if summed else [None, None]
     total = _line("all stages", whole[0], whole[1], run, base, price, base_price)
     return Comparison(base, run, lines, total, tuple(remarks), price, base_price)
@@ -307,9 +310,7 @@ def _same_work(run: Costs, base: Costs) -> list[str]:
         if run.settings.get(name, "absent") != base.settings.get(name, "absent")
     )
     work = [name for name in differing if name not in SAME_WORK and not name.startswith("seeds[")]
-    if run.settings.get("seeds") != base.settings.get("seeds") and _length(run.settings, "seeds[") != _length(
-        base.settings, "seeds["
-    ):
+    if max(1, _length(run.settings, "seeds[")) != max(1, _length(base.settings, "seeds[")):
         work.append("seeds")
     if not work and not differing:
         raise ConfigError(
