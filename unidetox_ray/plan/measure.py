@@ -105,17 +105,22 @@ def measured(table: Mapping[str, Any], display: Any, *, host: bool = True) -> En
     return Entry(kind, values)
 
 
-def add(path: Path, result: BenchResult) -> str:
-    """Put one benchmark's measurement into the file's entry of this machine, in the place of an older one of the same work.
+def savable(name: str, options: Options) -> None:
+    """ConfigError, before anything runs, for a benchmark that measures no rate or would use several threads of a CPU."""
+    import torch
 
-    Returns the kind. ConfigError for a benchmark that measures no rate, or on a CPU with more than one thread.
-    """
-    if result.name == "pipeline":
+    if name == "pipeline":
         raise ConfigError(
             "--save-rates: `bench pipeline` measures no rate; take decode, generate, score or finetune"
         )
-    if not result.device.startswith("cuda") and result.extra.get("threads") != 1:
+    on_cpu = options.device == "cpu" or (options.device is None and not torch.cuda.is_available())
+    if on_cpu and options.threads != 1:
         raise ConfigError("--save-rates: rates are of one thread a process; add --threads 1")
+
+
+def add(path: Path, result: BenchResult) -> str:
+    """Put one benchmark's measurement into the file's entry of this machine, in the place of an older one of the same work;
+    returns the kind."""
     table = devices.read_table(path) if path.exists() else devices.stored()
     kind, values = _begun(table)
     where, point = point_of(result)
