@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from unidetox_ray.config import load
 from unidetox_ray.plan import devices, planning
 

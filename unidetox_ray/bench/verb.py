@@ -31,7 +31,7 @@ def bench(name: str, options: Options | None = None) -> BenchResult:
 
 
 def report(
-    name: str, options: Options, *, as_json: bool, then: Callable[[BenchResult], None] | None = None
+    name: str, options: Options, *, as_json: bool, then: Callable[[BenchResult], object] | None = None
 ) -> str:
     """The record as JSON or as a table. What libraries print meanwhile goes to standard error. then: called with the record."""
     with contextlib.redirect_stdout(sys.stderr):

@@ -2,10 +2,10 @@
 
 devices    rates.json + `--gpus` → Fleet          shapes, texts      models and data → numbers, no weights
 amounts    experiment → how much of everything    memory, durations  numbers → bytes, seconds
-work       amounts → stages of items              engine             stages → schedule, event by event
+parts, making, measuring, work    amounts → stages of items    engine    stages → schedule, event by event
 scaling    the same schedule on 1 … 1,000 GPUs    remedies           what does not fit → the setting that makes it
-planning   all of it in one call                  console, page      a plan → text, HTML
-measure    this machine's own entry of the rates
+planning, result    all of it in one call, as numbers    console, page    a plan → text, HTML
+measure, start_up    this machine's own entry of the rates
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unidetox_ray.plan.engine import Ran
-from unidetox_ray.plan.planning import BASELINE, GIB, CellPlan, Plan
+from unidetox_ray.plan.result import BASELINE, GIB, CellPlan, Plan
 from unidetox_ray.plan.scaling import Scaling
 from unidetox_ray.report.text import MISSING, amount, number, percent, seconds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unidetox_ray.plan.planning import BASELINE, GIB, Plan
+from unidetox_ray.plan.result import BASELINE, GIB, Plan
 from unidetox_ray.plan.scaling import Scaling
 from unidetox_ray.report import charts, html, svg
 from unidetox_ray.report.document import (

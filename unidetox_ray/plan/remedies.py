@@ -15,15 +15,16 @@ _TOLD = 2
 
 def remedy(experiment: Experiment, fleet: Fleet, stage: str, failing: Sequence[Cell]) -> str:
     """`key=value key=value`, alternatives joined by "or"; "" where none was found. Those that change no result come first."""
-    found: list[str] = []
+    found: list[tuple[list[str], set[str]]] = []
     for settings in _candidates(experiment, fleet, stage):
         if len(found) == _TOLD:
             break
-        if any(set(one.split()) <= set(settings) for one in found):
-            continue  # a smaller change does it already
+        keys = {setting.partition("=")[0] for setting in settings}
+        if any(keys == others or set(one) <= set(settings) for one, others in found):
+            continue  # another value of the same settings, or a smaller change, does it already
         if _fits(experiment, settings, fleet, failing):
-            found.append(" ".join(settings))
-    return " or ".join(found)
+            found.append((settings, keys))
+    return " or ".join(" ".join(settings) for settings, _ in found)
 
 
 def _fits(experiment: Experiment, settings: Sequence[str], fleet: Fleet, failing: Sequence[Cell]) -> bool:
