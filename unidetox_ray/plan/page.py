@@ -78,7 +78,9 @@ def _schedule(plan: Plan) -> Section:
     table = Table("Stages, one after another", heads, tuple(rows), sortable=True)
     marks = tuple(Legend(family or "all families", svg.swatch(slot)) for family, slot in slots.items())
     note = "A row per lane, that is an actor, a training group, a trial or a task, each holding its devices; stages follow one another."
-    return Section("schedule", "Schedule", (Chart("Gantt chart", note, (gantt(plan),), table, marks), table))
+    return Section(
+        "schedule", "Schedule", (Chart("Gantt chart", note, (gantt(plan),), table, marks, wide=True), table)
+    )
 
 
 def gantt(plan: Plan) -> str:
@@ -144,16 +146,16 @@ def _cells(plan: Plan) -> Section:
         )
         rows.append(
             row(
-                f"{cell.cell.stage} {cell.cell.name}", Cell(f"{cell.devices:g}", sort=cell.devices),
+                cell.cell.stage, cell.cell.name if cell.cell.name != cell.cell.stage else MISSING, Cell(f"{cell.devices:g}", sort=cell.devices),
                 Cell(number(cell.peak / GIB) if cell.peak else MISSING, sort=cell.peak, tone="" if cell.fits else "failed", title=cell.why),
                 *(Cell(number(part / GIB) if part else MISSING, sort=part) for part in parts),
                 Cell(number(cell.disk / GIB), sort=cell.disk), Cell(seconds(cell.seconds), sort=cell.seconds),
                 Cell(number(cell.device_seconds / 3600), sort=cell.device_seconds),
-                Cell("yes" if cell.fits else f"no: {cell.why}" + (f"; {cell.remedy}" if cell.remedy else ""), tone="" if cell.fits else "failed"),
+                Cell("yes" if cell.fits else "no", tone="" if cell.fits else "failed", title=f"{cell.why}; {cell.remedy}".strip("; ")),
             )
         )  # fmt: skip
     heads = (
-        Column("cell", numeric=False), Column("devices", "at once, at most"), Column("peak", "GiB of one process"),
+        Column("stage", numeric=False), Column("cell", numeric=False), Column("devices", "at once, at most"), Column("peak", "GiB of one process"),
         *(Column(name, "GiB") for name in ("weights", "gradients", "optimiser", "activations", "cache", "logits", "other")),
         Column("disk", "GiB that stay"), Column("takes", "from its first start to its last end"), Column("device-hours"), Column("fits", numeric=False),
     )  # fmt: skip

@@ -90,7 +90,7 @@ def _chart(chart: doc.Chart) -> str:
     return (
         f'<figure><figcaption><h3>{escape(chart.title)}</h3><p class="note">{escape(chart.note)}</p>'
         f"</figcaption>{legend}"
-        f'<div class="panels">{panels}</div><details><summary>The numbers as a table</summary>'
+        f'<div class="panels{" wide" if chart.wide else ""}">{panels}</div><details><summary>The numbers as a table</summary>'
         f"{_table(chart.table)}</details></figure>"
     )
 
