@@ -265,7 +265,6 @@ def tabulate(
             for (own, universal), metrics in zip(pairs, found, strict=True)
         ]
         write_json(context.folder.root / "tuning_test.json", told)
-    write_json(context.folder.root / "stages.json", context.stages)
     return rows
 
 

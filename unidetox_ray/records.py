@@ -292,7 +292,7 @@ class Recorder:
                 continue
             numbers[f"stage_seconds/{stage['stage']}"] = float(stage["seconds"])
             numbers[f"stage_tokens/{stage['stage']}"] = float(stage["tokens"])
-            numbers[f"stage_{device}_seconds/{stage['stage']}"] = float(stage["seconds"] * stage["processes"])
+            numbers[f"stage_{device}_seconds/{stage['stage']}"] = float(stage["spent"]["device_seconds"])
         self._finish(numbers)
         self.journal.finish(self.context.experiment.tracking.patience)
 

@@ -29,6 +29,7 @@ VERBS = (
     "content",
     "detoxify",
     "report",
+    "plan",
     "convert",
     "export",
     "harness-path",

@@ -88,6 +88,12 @@ def bench(
     actors: Annotated[
         int | None, typer.Option("--actors", help="How many things pipeline lets Ray do at once.")
     ] = None,
+    save_rates: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-rates", metavar="FILE", help="Put the measurement into a file for `plan --rates`."
+        ),
+    ] = None,
 ) -> None:
     """Speed on this machine, against the plain loop and the hardware's limit. Random weights: no download."""
     from unidetox_ray.bench.options import Options
@@ -97,7 +103,13 @@ def bench(
         size=size, device=device, dtype=dtype, batch=batch, texts=texts, tokens=tokens, repeats=repeats, patience=patience,
         threads=threads, plain=plain, kind=kind, experiment=experiment, cache=cache, actors=actors,
     )  # fmt: skip
-    typer.echo(report(name, options, as_json=as_json))
+    if save_rates is None:
+        typer.echo(report(name, options, as_json=as_json))
+        return
+    from unidetox_ray.plan.measure import add, savable
+
+    savable(name, options)
+    typer.echo(report(name, options, as_json=as_json, then=lambda result: add(save_rates, result)))
 
 
 @app.command()

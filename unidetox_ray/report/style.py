@@ -85,6 +85,8 @@ th[aria-sort=descending] button::after{content:" ↓";color:inherit}
 .legend{list-style:none;margin:0 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:2px 18px;font-size:14px}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,272px),1fr));gap:14px 24px;
 margin:0 0 8px}
+.panels.wide{grid-template-columns:1fr}
+.panels.wide .chart{max-width:none}
 svg.chart{width:100%;max-width:420px;height:auto;display:block;overflow:visible}
 figure{margin:0 0 22px}
 figcaption h3{margin-top:18px}
