@@ -29,6 +29,7 @@ VERBS = (
     "report",
     "convert",
     "export",
+    "doctor",
     "ls",
     "schema",
     "ui",
