@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,27 +41,57 @@ def busy(cluster: TwoNodes, kind: str, pattern: str) -> Callable[[Path], bool]:
     return lambda folder: kind in second.working() and any(folder.glob(pattern))
 
 
-def test_two_nodes_share_the_work_and_one_may_be_lost(place, undisturbed):
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TwoNodes]:
+    with two_nodes(cpus=1) as started:
+        yield started
+
+
+def examined(cluster: TwoNodes, path: Path) -> dict[str, list[str]]:
+    """status -> what `unidetox doctor` says of the nodes of the cluster."""
+    done = subprocess.run(
+        [*cluster.wrapper, sys.executable, "-m", "unidetox_ray", "doctor", path, "--address", cluster.address, "--json"],
+        env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    found: dict[str, list[str]] = {}
+    for line in json.loads(done.stdout):
+        if line["check"] == "nodes":
+            found.setdefault(line["status"], []).append(line["seen"])
+    return found
+
+
+def test_doctor_asks_every_node(cluster, place):
+    folder = place / "asked"
+    found = examined(cluster, experiment(folder))
+    assert set(found) == {"ok"}, found
+    assert found["ok"][0].startswith("2 nodes, 2 CPUs, 0 GPUs")
+    shares = [line for line in found["ok"][1:] if f"shares {folder / 'runs'}" in line]
+    assert sorted(line.split()[1] for line in shares) == sorted(each.address for each in cluster.networks)
+    assert list(folder.rglob(".unidetox-doctor*")) == []
+    found = examined(cluster, experiment(place / "asked-url", storage="memory://bucket"))
+    assert any("serves one node, the cluster has 2" in line for line in found["fail"])
+
+
+def test_two_nodes_share_the_work_and_one_may_be_lost(cluster, place, undisturbed):
     spread = {"prompts_per_order": 2, "corpus_actors": 2, "generate_actors": 2, "score_actors": 2}
-    with two_nodes(cpus=1) as cluster:
-        path = experiment(place / "two-nodes", cluster=spread)
-        environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
-        driver = Driver(path, environment=environment, wrapper=cluster.wrapper)
-        try:
-            for stage, kind, pattern in MOMENTS:
-                until(driver, cluster, busy(cluster, kind, pattern), stage)
-                cluster.nodes[1].lose()
-                cluster.start(cpus=1)  # another machine in its place, as an autoscaler gives one
-            deadline = time.monotonic() + PATIENCE
-            while driver.process.poll() is None:
-                assert time.monotonic() < deadline, f"does not end:\n{driver.output}"
-                cluster.look()
-                time.sleep(0.05)
-        finally:
-            if driver.process.poll() is None:
-                driver.kill()
-        assert driver.process.returncode == 0, driver.output
-        for number in (0, 1):
-            assert {"MapWorker", "RayTrainWorker"} <= cluster.seen[number], cluster.seen
-        same_results(driver.folder, undisturbed)
-        assert leftovers(driver.folder) == []
+    path = experiment(place / "two-nodes", cluster=spread)
+    environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+    driver = Driver(path, environment=environment, wrapper=cluster.wrapper)
+    try:
+        for stage, kind, pattern in MOMENTS:
+            until(driver, cluster, busy(cluster, kind, pattern), stage)
+            cluster.nodes[1].lose()
+            cluster.start(cpus=1)  # another machine in its place, as an autoscaler gives one
+        deadline = time.monotonic() + PATIENCE
+        while driver.process.poll() is None:
+            assert time.monotonic() < deadline, f"does not end:\n{driver.output}"
+            cluster.look()
+            time.sleep(0.05)
+    finally:
+        if driver.process.poll() is None:
+            driver.kill()
+    assert driver.process.returncode == 0, driver.output
+    for number in (0, 1):
+        assert {"MapWorker", "RayTrainWorker"} <= cluster.seen[number], cluster.seen
+    same_results(driver.folder, undisturbed)
+    assert leftovers(driver.folder) == []
