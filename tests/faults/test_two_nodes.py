@@ -72,6 +72,21 @@ def test_doctor_asks_every_node(cluster, place):
     assert any("serves one node, the cluster has 2" in line for line in found["fail"])
 
 
+def test_a_storage_that_nodes_do_not_share_is_said_and_costs_no_row(cluster, place):
+    if cluster.apart is None:
+        pytest.skip("no mounts of a node's own here (needs root)")
+    spread = {"prompts_per_order": 2, "generate_actors": 2}
+    path = experiment(
+        place / "apart", methods=["base"], search=None, storage=str(cluster.apart), cache=str(place / "cache"), cluster=spread
+    )  # fmt: skip
+    assert any("node " in line and "No such file" in line for line in examined(cluster, path)["fail"])
+    environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+    driver = Driver(path, environment=environment, wrapper=cluster.wrapper)
+    assert driver.wait() == 1, driver.output
+    assert "is not to be seen here" in driver.output and "every node" in driver.output
+    assert not list(driver.folder.glob("stages/generate-*/manifest.json"))
+
+
 def test_two_nodes_share_the_work_and_one_may_be_lost(cluster, place, undisturbed):
     spread = {"prompts_per_order": 2, "corpus_actors": 2, "generate_actors": 2, "score_actors": 2}
     path = experiment(place / "two-nodes", cluster=spread)

@@ -39,14 +39,21 @@ class Network:
 
 
 @contextmanager
-def networks() -> Iterator[list[Network]]:
-    """Two networks of one machine each that reach one another and nothing else; the loopback twice where that cannot be."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
+def networks(apart: Path) -> Iterator[list[Network]]:
+    """Two networks of one machine each that reach one another and nothing else; the loopback twice where that cannot be.
+
+    apart: a folder that the second machine has a disk of its own for.
+    """
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter", "mount"))):
         yield [Network(), Network()]
         return
+    disks = ["true", f"mount -t tmpfs tmpfs {apart}"]
     holders = [
-        subprocess.Popen(["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 3600"], stdout=subprocess.PIPE)
-        for _ in _ADDRESSES
+        subprocess.Popen(
+            ["unshare", "--net", "--mount", "sh", "-c", f"ip link set lo up && {disk} && echo ready && exec sleep 3600"],
+            stdout=subprocess.PIPE,
+        )
+        for disk in disks
     ]  # fmt: skip
     try:
         if any(holder.stdout is None or holder.stdout.readline() != b"ready\n" for holder in holders):
@@ -72,7 +79,7 @@ def networks() -> Iterator[list[Network]]:
             yield [Network(), Network()]
             return
         found = [
-            Network(("nsenter", "-t", str(holder.pid), "-n"), address)
+            Network(("nsenter", "-t", str(holder.pid), "-n", "-m"), address)
             for holder, address in zip(holders, _ADDRESSES, strict=True)
         ]
         for number, (network, peer) in enumerate(zip(found, reversed(_ADDRESSES), strict=True)):
@@ -164,6 +171,11 @@ class TwoNodes:
         return f"{self.networks[0].address}:{self.port}"
 
     @property
+    def apart(self) -> Path | None:
+        """A folder that is another one on each node; null where both live on one machine."""
+        return self.place / "apart" if self.networks[0].prefix else None
+
+    @property
     def wrapper(self) -> tuple[str, ...]:
         """Words before a command that is to run on the head's machine."""
         return self.networks[0].prefix
@@ -229,7 +241,8 @@ def two_nodes(cpus: int = 1) -> Iterator[TwoNodes]:
     }  # fmt: skip
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, place, ignore_errors=True)
-        found = stack.enter_context(networks())
+        (place / "apart").mkdir(mode=0o700)
+        found = stack.enter_context(networks(place / "apart"))
         cluster = TwoNodes(found, place, environment, port=_port())
         stack.callback(lambda: [node.end() for node in reversed(cluster.nodes)])
         cluster.start(cpus)
