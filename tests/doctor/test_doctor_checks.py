@@ -14,13 +14,17 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from unidetox_ray.artifacts import write_corpus_csv, write_parquet
 from unidetox_ray.config import load
 from unidetox_ray.doctor import CHECKS, Subject, examine, network, software, text
 from unidetox_ray.doctor.checking import Registered, fail, ok
 from unidetox_ray.doctor.needs import needs
 from unidetox_ray.doctor.storage import kind_of_mount, shared
+
+HUGE = {"gpt2": {"source": "scratch:", "scratch": {"hidden": 65536, "layers": 96, "heads": 64}}}
 
 
 class TestRunning:
@@ -189,8 +193,24 @@ class TestStorage:
         (model / "README.md").unlink()
         assert looked("toxic models")[0].status == "fail"
 
-
-HUGE = {"gpt2": {"source": "scratch:", "scratch": {"hidden": 65536, "layers": 96, "heads": 64}}}
+    def test_text_without_its_warning(self, looked, tmp_path):
+        run = tmp_path / "outputs" / "mine"
+        run.mkdir(parents=True)
+        (run / "config.yaml").touch()
+        table = pl.DataFrame({"text": ["a"]})
+        write_parquet(run / "corpus.parquet", table)
+        write_parquet(run / "scores.parquet", pl.DataFrame({"value": [0.5]}))
+        write_corpus_csv(run / "corpus.csv", ["a"])
+        (line,) = looked("text files")
+        assert line.status == "ok" and line.seen.startswith("2 files of text")
+        table.write_parquet(run / "generations.parquet")
+        (line,) = looked("text files")
+        assert line.status == "warn" and "generations.parquet" in line.seen
+        (run / "generations.parquet").write_bytes(b"cut")
+        assert looked("text files")[0].status == "warn"
+        (run / "generations.parquet").unlink()
+        (run / "corpus.csv-metadata.json").unlink()
+        assert "corpus.csv" in looked("text files")[0].seen
 
 
 class TestRoom:

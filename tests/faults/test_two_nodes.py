@@ -16,10 +16,9 @@ from two_nodes import TwoNodes, two_nodes
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 #: What runs on the second node when it is lost, and what the run folder holds by then.
-MOMENTS: list[tuple[str, str, str]] = [
+LOSSES: list[tuple[str, str, str]] = [
     ("finetune", "RayTrainWorker", "models/*-unidetox-*/.checkpoints/committed.json"),
     ("generate", "MapWorker", "stages/generate-*/parts/*.parquet"),
-    ("score", "MapWorker", "stages/score-*/parts/*.parquet"),
 ]
 
 
@@ -75,16 +74,17 @@ def test_doctor_asks_every_node(cluster, place):
 def test_a_storage_that_nodes_do_not_share_is_said_and_costs_no_row(cluster, place):
     if cluster.apart is None:
         pytest.skip("no mounts of a node's own here (needs root)")
-    spread = {"prompts_per_order": 2, "generate_actors": 2}
+    # Reads models, which are shared, and writes texts, which are not.
+    spread = {"corpus_actors": 2}
     path = experiment(
-        place / "apart", methods=["base"], search=None, storage=str(cluster.apart), cache=str(place / "cache"), cluster=spread
+        place / "apart", methods=["samples"], search=None, storage=str(cluster.apart), cache=str(place / "cache"), cluster=spread
     )  # fmt: skip
     assert any("node " in line and "No such file" in line for line in examined(cluster, path)["fail"])
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
     driver = Driver(path, environment=environment, wrapper=cluster.wrapper)
     assert driver.wait() == 1, driver.output
     assert "is not to be seen here" in driver.output and "every node" in driver.output
-    assert not list(driver.folder.glob("stages/generate-*/manifest.json"))
+    assert not list(driver.folder.glob("stages/corpus-*/manifest.json"))
 
 
 def test_two_nodes_share_the_work_and_one_may_be_lost(cluster, place, undisturbed):
@@ -93,7 +93,7 @@ def test_two_nodes_share_the_work_and_one_may_be_lost(cluster, place, undisturbe
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
     driver = Driver(path, environment=environment, wrapper=cluster.wrapper)
     try:
-        for stage, kind, pattern in MOMENTS:
+        for stage, kind, pattern in LOSSES:
             until(driver, cluster, busy(cluster, kind, pattern), stage)
             cluster.nodes[1].lose()
             cluster.start(cpus=1)  # another machine in its place, as an autoscaler gives one

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidetox_ray.settings import FinetuneSection, ModelRef, ToxicSection
+from unidetox_ray.settings import FinetuneSection, ModelRef, ScratchSection, ToxicSection
 
 if TYPE_CHECKING:
     from unidetox_ray.config import Experiment
@@ -17,6 +17,11 @@ _TRAINED = {"fp32": 16, "bf16_master": 16, "bf16_pure": 8}
 #: Bytes of activations for a token, a layer and a unit of width, in 16 bits (Korthikanti et al. 2022, without the attention map).
 _ACTIVATIONS = 34
 _STORED = {"fp32": 4, "bf16_master": 4, "bf16_pure": 2}
+
+Shape = tuple[int, int, int, int]
+"""Parameters, layers, width, vocabulary."""
+Trained = tuple[Shape, FinetuneSection | ToxicSection]
+"""A model, and the settings that it is trained with."""
 
 
 def needs(experiment: Experiment) -> dict[str, float]:
@@ -31,8 +36,8 @@ def needs(experiment: Experiment) -> dict[str, float]:
         family: _shape(experiment.model_of(family))
         for family in dict.fromkeys([experiment.base_family, *experiment.families])
     }
-    trained = [(shapes[family], experiment.toxic) for _, family in wanted.copies]
-    cells = [
+    trained: list[Trained] = [(shapes[family], experiment.toxic) for _, family in wanted.copies]
+    trained += [
         (shapes[family], experiment.finetune)
         for family in experiment.families
         for entry in experiment.methods
@@ -40,29 +45,23 @@ def needs(experiment: Experiment) -> dict[str, float]:
         for _ in (experiment.seeds or (experiment.seed,))
     ]
     workers = experiment.cluster.workers_per_cell
-    memory = [_training_bytes(shape, section, workers) for shape, section in [*trained, *cells]]
+    memory = [_training_bytes(shape, section, workers) for shape, section in trained]
     opened = [_decoding_bytes(shape, experiment.evaluate.precision) for shape in shapes.values()]
     if wanted.sampled:
         opened.append(2 * _decoding_bytes(shapes[experiment.base_family], experiment.corpus.precision))
     downloads = sum(4 * parameters for parameters, _, _, _ in shapes.values())
-    kept = sum(_STORED[section.precision] * shape[0] for shape, section in [*trained, *cells])
+    kept = sum(_STORED[section.precision] * shape[0] for shape, section in trained)
     at_once = experiment.cluster.concurrent_cells or 1
-    checkpoints = [
-        14 * shape[0] * at_once for shape, section in [*trained, *cells] if section.checkpoint_every
-    ]
+    checkpoints = [14 * shape[0] * at_once for shape, section in trained if section.checkpoint_every]
     return {
         "memory_gib": max([*memory, *opened]) / _GIB,
         "disk_gib": (downloads + kept + max(checkpoints, default=0)) / _GIB,
     }
 
 
-Shape = tuple[int, int, int, int]
-"""Parameters, layers, width, vocabulary."""
-
-
 def _shape(model: ModelRef) -> Shape:
-    if model.scratch is not None:
-        spec = model.scratch
+    if model.source == "scratch:":
+        spec = model.scratch or ScratchSection()
         size = 12 * spec.layers * spec.hidden**2 + (spec.vocab_size + spec.max_positions) * spec.hidden * 2
         return size, spec.layers, spec.hidden, spec.vocab_size
     return _published(model.source)

@@ -93,7 +93,10 @@ def _asked(subject: Subject) -> Iterator[Line]:
         task: Any = ray.remote(num_cpus=0, max_retries=0)(ask_node)
         for number, node in enumerate(alive):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[task.options(scheduling_strategy=there).remote(str(place or ""), word, number)] = (number, node)
+            asked[task.options(scheduling_strategy=there).remote(str(place or ""), word, number)] = (
+                number,
+                node,
+            )
         answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
         for reference in late:
             yield fail(

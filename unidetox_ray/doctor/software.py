@@ -30,7 +30,7 @@ def required() -> tuple[str, list[str]]:
     except metadata.PackageNotFoundError:
         return "", []
     wanted = [each for each in found.requires or [] if "extra ==" not in each]
-    return found.metadata.get("Requires-Python", ""), wanted
+    return str(found.metadata["Requires-Python"] or ""), wanted
 
 
 @check("python")

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from unidetox_ray import warned
 from unidetox_ray.doctor.checking import Line, check, fail, ok, skipped, warn
 from unidetox_ray.doctor.subject import Subject, existing
 
@@ -186,3 +187,34 @@ def toxic_models(subject: Subject) -> Line:
             "delete them, or run their experiment again with --fresh, which writes the card",
         )
     return ok(f"{toxic} toxic models under {folder}, each marked {_MARK}")
+
+
+@check("text files")
+def text_files(subject: Subject) -> Line:
+    """Every table of a run that holds text says that it can be hateful: in its metadata, or beside it."""
+    import polars as pl
+
+    folder = subject.folder
+    if folder is None or not folder.is_dir():
+        return skipped(f"{subject.storage}: no run folder on this machine yet")
+    said, silent = 0, []
+    for run in _runs(folder):
+        tables = [*run.glob("*.parquet"), *run.glob("corpora/*.parquet"), *run.glob("stages/*/*.parquet")]
+        for path in sorted(tables):
+            try:
+                told = warned.KEY in pl.read_parquet_metadata(path)
+                text = warned.metadata_of(pl.read_parquet_schema(path)) is not None
+            except (OSError, pl.exceptions.PolarsError):
+                told, text = False, True  # nothing says what it holds
+            said += text and told
+            silent += [path] if text and not told else []
+        for path in sorted([*run.glob("*.csv"), *run.glob("*.jsonl")]):
+            told = warned.metadata_path(path).is_file()
+            said += told
+            silent += [] if told else [path]
+    if silent:
+        return warn(
+            f"{len(silent)} files of text do not say that it can be hateful (first: {silent[0]})",
+            "delete them, or make them again with `unidetox run`, which writes the warning",
+        )
+    return ok(f"{said} files of text under {folder}, each with its content warning")

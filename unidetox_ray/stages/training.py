@@ -414,7 +414,7 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
                 waiting = still
                 continue
         if still and error is None:
-            error = "the training ended without a result"
+            error = f"the training ended without a result in {still[0].folder}; on several nodes every one must see that folder"
         if still:
             outcomes[still[0].name] = Outcome(still[0].name, error=error, kind=kind)
         waiting = still[1:]
