@@ -19,9 +19,9 @@ RAY_UP = sorted(CLUSTER.glob("ray_up_*.yaml"))
 #: Every YAML file.
 MANIFESTS = sorted(CLUSTER.rglob("*.yaml"))
 
-#: A run of our command within a line of shell, up to where the shell would end it.
+#: A call of our command within a line of shell, up to where the shell would end it; `docker run IMAGE` gives the words behind it.
 _COMMAND = re.compile(
-    r"(?:python -m unidetox_ray|(?<![\w./-])(?:\"?[\w$/.{}~-]*/bin/)?unidetox\"?) +(?P<words>[a-z][^\n|&;#`]*)"
+    r"(?:python -m unidetox_ray|unidetox-ray:[\w.]+|(?<![\w./-])(?:\"?[\w$/.{}~-]*/bin/)?unidetox\"?) +(?P<words>[a-z][^\n|&;#`]*)"
 )
 
 
@@ -34,8 +34,8 @@ def schema(name: str) -> Any:
 
 
 def script(path: Path) -> str:
-    """A file's text without lines of comment; of a YAML file the texts in it as whoever loads it gets them."""
-    if path.suffix == ".md":
+    """A file's text without lines of comment (a Dockerfile's say how it is used); of a YAML file the texts in it as whoever loads it gets them."""
+    if path.suffix == ".md" or path.name == "Dockerfile":
         return path.read_text(encoding="utf-8")
     if path.suffix != ".yaml":
         return re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -53,7 +53,14 @@ def _texts(value: Any) -> list[str]:
 def commands(source: str) -> list[list[str]]:
     """Words of every call of our command in a text of shell, YAML or Markdown; continued lines are joined."""
     joined = re.sub(r"\\\n\s*", " ", source)
-    return [shlex.split(found["words"].strip()) for found in _COMMAND.finditer(joined)]
+    return [_words(found["words"].strip()) for found in _COMMAND.finditer(joined)]
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # the end of a quoted command line is no word of it
+        return shlex.split(command.rstrip("'\""))
 
 
 def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:

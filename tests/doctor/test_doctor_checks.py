@@ -201,6 +201,7 @@ class TestStorage:
         write_parquet(run / "corpus.parquet", table)
         write_parquet(run / "scores.parquet", pl.DataFrame({"value": [0.5]}))
         write_corpus_csv(run / "corpus.csv", ["a"])
+        (run / "leaderboard.csv").write_text("cell,value\na,1\n")
         (line,) = looked("text files")
         assert line.status == "ok" and line.seen.startswith("2 files of text")
         table.write_parquet(run / "generations.parquet")

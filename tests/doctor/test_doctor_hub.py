@@ -127,3 +127,15 @@ def test_a_hub_that_nobody_answers_for_takes_seconds(write, tmp_path):
 
 def test_a_local_experiment_needs_no_hub(write, tmp_path):
     assert lines(write(), tmp_path)[""]["status"] == "ok"
+
+
+def test_data_counts_where_a_method_needs_it(write, experiment):
+    from unidetox_ray.doctor import Subject
+    from unidetox_ray.doctor.access import wanted_from_hub
+
+    hub_data = {
+        "data": {"prompts": "world", "mmlu": None, "pretrain": ["world"]}
+    }  # the toxic texts are the hub's
+    with_toxic = wanted_from_hub(Subject(experiment(**hub_data)))
+    assert [kind for kind, _, _ in with_toxic] == ["dataset"]
+    assert wanted_from_hub(Subject(experiment(methods=["base"], **hub_data))) == []

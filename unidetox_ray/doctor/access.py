@@ -27,17 +27,24 @@ def wanted_from_hub(subject: Subject) -> list[tuple[str, str, str | None]]:
     if experiment is None:
         return []
     found: list[tuple[str, str, str | None]] = []
-    for family in dict.fromkeys([experiment.base_family, *experiment.families]):
-        ref = experiment.model_of(family)
+    judge = experiment.evaluate.ppl_model
+    judged = [judge] if judge in registry.names("families") else []
+    for family in dict.fromkeys([experiment.base_family, *experiment.families, *judged]):
+        ref = experiment.model_of(str(family))
         found.append(("model", ref.source, ref.revision))
     for scorer in experiment.evaluate.scorers:
         if scorer.kind == "classifier":
             found.append(("model", scorer.source, scorer.revision))
-    judge = experiment.evaluate.ppl_model
-    if judge is not None and judge not in registry.names("families"):
+    if judge is not None and not judged:
         found.append(("model", judge, None))
     found += [("model", each.source, each.revision) for each in experiment.content.classifiers]
-    for role in ("toxic", "prompts", "clean", "mmlu", "scorer"):
+    from unidetox_ray.stages.needs import needed
+
+    wanted = needed(experiment)
+    roles = ["prompts", "clean", "mmlu", "scorer"]
+    if wanted.families("toxic") or wanted.fits:
+        roles.append("toxic")
+    for role in roles:
         source = getattr(experiment.data, role)
         entry = (
             registry.lookup("datasets", source.dataset)

@@ -209,6 +209,8 @@ def text_files(subject: Subject) -> Line:
             said += text and told
             silent += [path] if text and not told else []
         for path in sorted([*run.glob("*.csv"), *run.glob("*.jsonl")]):
+            if not _holds_text(path):
+                continue
             told = warned.metadata_path(path).is_file()
             said += told
             silent += [] if told else [path]
@@ -218,3 +220,14 @@ def text_files(subject: Subject) -> Line:
             "delete them, or make them again with `unidetox run`, which writes the warning",
         )
     return ok(f"{said} files of text under {folder}, each with its content warning")
+
+
+def _holds_text(path: Path) -> bool:
+    """Whether a csv or jsonl file has a column of text; a file that nobody can read counts as one that has."""
+    import polars as pl
+
+    try:
+        read = pl.read_csv if path.suffix == ".csv" else pl.read_ndjson
+        return warned.metadata_of(read(path, n_rows=1).columns) is not None
+    except (OSError, pl.exceptions.PolarsError):
+        return True
