@@ -34,6 +34,16 @@ def until(driver: Driver, cluster: TwoNodes, moment: Callable[[Path], bool], wha
         time.sleep(0.05)
 
 
+def to_the_end(driver: Driver, cluster: TwoNodes) -> None:
+    deadline = time.monotonic() + 2 * PATIENCE
+    while driver.process.poll() is None:
+        if time.monotonic() > deadline:
+            driver.kill()
+            raise AssertionError(f"does not end:\n{driver.output}")
+        cluster.look()
+        time.sleep(0.05)
+
+
 def busy(cluster: TwoNodes, kind: str, pattern: str) -> Callable[[Path], bool]:
     """The second node has a worker of this kind, and the stage has left something."""
     second = cluster.nodes[1]
@@ -42,6 +52,7 @@ def busy(cluster: TwoNodes, kind: str, pattern: str) -> Callable[[Path], bool]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[TwoNodes]:
+    """Joined by several tests, one after the other; each leaves it with both its nodes."""
     with two_nodes(cpus=1) as started:
         yield started
 
@@ -87,8 +98,25 @@ def test_a_storage_that_nodes_do_not_share_is_said_and_costs_no_row(cluster, pla
     assert not list(driver.folder.glob("stages/corpus-*/manifest.json"))
 
 
+def test_one_training_spans_both_nodes(cluster, place):
+    """Two workers of a CPU each, on nodes of one CPU each: ZeRO shards of one model, sums over the network."""
+    cluster.seen.clear()
+    path = experiment(
+        place / "spans", families=["gpt2"], methods=["samples"], search=None, cache=str(place / "cache"), cluster={"workers_per_cell": 2},
+        finetune={"steps": 6, "batch_size": 4, "lr": 1e-3, "max_length": 32, "checkpoint_every": 3, "deepspeed": {"stage": 2}},
+    )  # fmt: skip
+    environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+    driver = Driver(path, ("--until", "finetune"), environment, cluster.wrapper)
+    to_the_end(driver, cluster)
+    assert driver.process.returncode == 0, driver.output
+    (manifest,) = driver.folder.glob("models/gpt2-samples-*/manifest.json")
+    assert json.loads(manifest.read_text())["extra"]["world_size"] == 2
+    assert all("RayTrainWorker" in cluster.seen[number] for number in (0, 1)), cluster.seen
+
+
 def test_two_nodes_share_the_work_and_one_may_be_lost(cluster, place, undisturbed):
     spread = {"prompts_per_order": 2, "corpus_actors": 2, "generate_actors": 2, "score_actors": 2}
+    cluster.seen.clear()
     path = experiment(place / "two-nodes", cluster=spread)
     environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
     driver = Driver(path, environment=environment, wrapper=cluster.wrapper)
@@ -97,11 +125,7 @@ def test_two_nodes_share_the_work_and_one_may_be_lost(cluster, place, undisturbe
             until(driver, cluster, busy(cluster, kind, pattern), stage)
             cluster.nodes[1].lose()
             cluster.start(cpus=1)  # another machine in its place, as an autoscaler gives one
-        deadline = time.monotonic() + PATIENCE
-        while driver.process.poll() is None:
-            assert time.monotonic() < deadline, f"does not end:\n{driver.output}"
-            cluster.look()
-            time.sleep(0.05)
+        to_the_end(driver, cluster)
     finally:
         if driver.process.poll() is None:
             driver.kill()
