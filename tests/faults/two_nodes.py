@@ -190,8 +190,9 @@ class TwoNodes:
         )  # fmt: skip
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    def alive(self) -> int:
-        return int(self.ask("print(sum(node['Alive'] for node in ray.nodes()))") or 0)
+    def known(self) -> int:
+        """Nodes that have ever joined; one that was lost counts as alive until the cluster has missed it."""
+        return int(self.ask("print(len(ray.nodes()))") or 0)
 
     def start(self, cpus: int) -> Node:
         """Start the head, or the second node beside it; returns when the cluster counts it."""
@@ -203,6 +204,7 @@ class TwoNodes:
             if number == 0
             else [f"--address={self.address}"]
         )
+        before = self.known() if self.nodes else 0
         log = self.place / f"node{number}-{len(list(self.place.glob('*.log')))}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -213,7 +215,7 @@ class TwoNodes:
         node = Node(network, process, log)
         self.nodes[number:] = [node]
         until = time.monotonic() + PATIENCE
-        while self.alive() < number + 1:
+        while self.known() <= before:
             assert process.poll() is None and time.monotonic() < until, log.read_text(errors="replace")[
                 -2000:
             ]
