@@ -33,6 +33,7 @@ VERBS = (
     "convert",
     "export",
     "harness-path",
+    "doctor",
     "ls",
     "schema",
     "ui",

@@ -369,13 +369,13 @@ def group_trainer(
 ) -> Any:
     """The TorchTrainer of one training group; its name is fixed by its jobs, so a restart is the same run."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from unidetox_ray.stages.cluster import has_gpus, on_one_machine
-    from unidetox_ray.stages.meeting import OneMachine
+    from unidetox_ray.stages.meeting import OneMachine, SeveralMachines
 
     gpus = has_gpus()
-    meeting = OneMachine if on_one_machine() else TorchConfig
+    meeting = OneMachine if on_one_machine() else SeveralMachines
     shutil.rmtree(storage / name, ignore_errors=True)  # the jobs' own folders hold all that resumes
     return TorchTrainer(
         train_worker,
@@ -423,7 +423,7 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
                 waiting = still
                 continue
         if still and error is None:
-            error = "the training ended without a result"
+            error = f"the training ended without a result in {still[0].folder}; on several nodes every one must see that folder"
         if still:
             outcomes[still[0].name] = Outcome(still[0].name, error=error, kind=kind)
         waiting = still[1:]
