@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unidetox_ray import registry
 from unidetox_ray.cli.app import app
 from unidetox_ray.cli.options import Json
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 @app.command("ls")
@@ -108,18 +111,43 @@ def ui(
     ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
     experiment: Annotated[
-        str | None, typer.Option("--experiment", help="Open on this experiment's runs.")
+        str | None,
+        typer.Option("--experiment", help="Open on this experiment's runs; default: the one recorded last."),
     ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Also open the address in the browser, once the page answers.")
+    ] = False,
 ) -> None:
-    """The MLflow pages on loopback, until Ctrl-C."""
+    """The MLflow pages on loopback, until Ctrl-C. The address shown opens on the chart of families and methods."""
     import subprocess
 
     from unidetox_ray.tracking import ui_command, ui_environment, ui_url
 
     store = uri or f"sqlite:///{Path('mlruns/mlflow.db').absolute()}"
-    typer.echo(f"MLflow: {ui_url(store, experiment, port)}", err=True)
-    raise typer.Exit(
-        subprocess.run(
-            ui_command(store, port), env={**os.environ, **ui_environment()}, check=False
-        ).returncode
-    )
+    command, address = ui_command(store, port), ui_url(store, experiment, port)
+    typer.echo(f"MLflow: {address}", err=True)
+    server = subprocess.Popen(command, env={**os.environ, **ui_environment()})
+    try:
+        if browser and _answers(server, port):
+            typer.launch(address)
+        code = server.wait()
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            server.wait()
+    raise typer.Exit(code)
+
+
+def _answers(server: subprocess.Popen[bytes], port: int, seconds: float = 60.0) -> bool:
+    """Whether the page's port takes connections within `seconds`, the server being alive."""
+    import socket
+    import time
+
+    until = time.monotonic() + seconds
+    while server.poll() is None and time.monotonic() < until:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return True
+        except OSError:
+            time.sleep(0.3)
+    return False

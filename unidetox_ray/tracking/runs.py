@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 POINTS_PER_BATCH = 1000
 NAMES_PER_BATCH = 100
 DIGEST_LENGTH = 36
+NAMES_LENGTH = 120
 #: The MLflow page shows tables to everyone who can open it: no column that can hold hateful text goes there.
 TEXT_COLUMNS = frozenset({"text", "prompt", "continuation", "question", "choices", "token_ids"})
 _NONFINITE = "nonfinite_count"
@@ -56,6 +58,7 @@ class ChildRun:
         # Numbers that were none: the last step counted per name; their total is in `nonfinite_count`.
         self._nonfinite: dict[str, int] = json.loads(run.data.tags.get("unidetox.nonfinite", "{}"))
         self._nonfinite_total = int(run.data.metrics.get(_NONFINITE, 0))
+        self._model_id: str | None = run.data.tags.get("unidetox.model_id")
 
     @property
     def is_open(self) -> bool:
@@ -116,6 +119,42 @@ class ChildRun:
             )
             marks = [InputTag("mlflow.data.context", context), InputTag("digest", digest)]
             self._client.log_inputs(self.run_id, [DatasetInput(dataset, marks)])
+
+    def model(self, name: str, *, card: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Give the run's model a page: its card and settings, no weights. Numbers recorded from then on stand there too.
+
+        A run has one model; a second call does nothing. Servers without model pages (before MLflow 3) show the run alone.
+        """
+        if self._model_id is not None:
+            return
+        with self._lock, store_errors(self._store.shown, f"record the model {name!r}"):
+            from mlflow.entities import LoggedModelOutput
+            from mlflow.exceptions import MlflowException
+
+            try:
+                made = self._client.create_logged_model(
+                    self._store.experiment_id,
+                    name=re.sub(r"[/:.%\"'\s]", "_", name)[:NAMES_LENGTH],
+                    source_run_id=self.run_id,
+                    params=parameter_values(params),
+                    tags=tag_values(tags),
+                    model_type="causal language model",
+                )
+            except MlflowException as problem:
+                if problem.error_code == "ENDPOINT_NOT_FOUND":
+                    return
+                raise
+            if card.is_file():
+                self._client.log_model_artifact(made.model_id, str(card))
+            self._client.finalize_logged_model(made.model_id, "READY")
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, 0)])
+            self._set_tags({"unidetox.model_id": made.model_id})
+            self._model_id = made.model_id
+
+    def note(self, markdown: str) -> None:
+        """Set the run's description, which the page shows first."""
+        with self._lock, store_errors(self._store.shown, "set the description"):
+            self._set_tags({"mlflow.note.content": plain_text(markdown, TAG_LENGTH)})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts, replacing one of the same name."""
@@ -194,7 +233,7 @@ class ChildRun:
                         self._nonfinite_total += 1
                 elif step not in self._known_steps(name):
                     self._known_steps(name).add(step)
-                    new.append(Metric(name, float(value), now, step))
+                    new.append(Metric(name, float(value), now, step, model_id=self._model_id))
             if self._nonfinite_total > counted:
                 total = self._nonfinite_total
                 new.append(Metric(_NONFINITE, float(total), now, total))  # step = count: unique and rising
