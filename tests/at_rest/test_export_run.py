@@ -17,7 +17,6 @@ from unidetox_ray.artifacts import (
     write_parquet,
     write_text,
 )
-from unidetox_ray.data.files import read_table
 from unidetox_ray.errors import ArtifactError, ConfigError
 from unidetox_ray.exporting import export_run
 
@@ -113,11 +112,3 @@ def test_what_cannot_be_vouched_for_stays(run, tmp_path):
     with pytest.raises(ConfigError, match="neither a corpus nor results"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
-
-
-def test_a_corpus_of_ours_comes_back_letter_by_letter_from_the_csv(run, tmp_path):
-    from unidetox_ray.data.base import Request
-
-    out, _ = export_run(run, tmp_path / "out")
-    table = read_table(out / "corpora/unidetox/corpus.csv", Request())
-    assert table["Text"].to_list() == TEXTS

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unidetox_ray import registry
+from unidetox_ray.cli import completion
 from unidetox_ray.cli.app import app
 from unidetox_ray.cli.options import Json
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 @app.command("ls")
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="families, methods, metrics or datasets.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="families, methods, metrics or datasets.", autocompletion=completion.kinds
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """What is registered under a kind."""
@@ -50,11 +56,19 @@ def schema() -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="decode, generate, score, finetune or pipeline.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="decode, generate, score, finetune or pipeline.",
+            autocompletion=completion.benchmarks,
+        ),
     ],
     as_json: Json = False,
     size: Annotated[
-        str | None, typer.Option("--size", help="Shape of the models: tiny, gpt2, gpt2-xl or 7b.")
+        str | None,
+        typer.Option(
+            "--size", help="Shape of the models: tiny, gpt2, gpt2-xl or 7b.", autocompletion=completion.sizes
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from unidetox_ray.cli import completion
 from unidetox_ray.cli.app import app
 
 
@@ -38,6 +39,7 @@ def export(
         typer.Argument(
             metavar="RUN|CELL",
             help="Folder of a run (outputs/tiny) or of one model in it (outputs/tiny/models/…).",
+            autocompletion=completion.run_folders,
         ),
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist.")],
