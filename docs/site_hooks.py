@@ -17,8 +17,13 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Documents outside docs/ that are pages of the site.
-REPOSITORY = ("CONTRIBUTING.md", "CHANGELOG.md", "cluster/README.md", "experiments/LOG.md")
+#: Documents outside docs/ that are pages of the site, and where.
+REPOSITORY = {
+    "CONTRIBUTING.md": "repo/CONTRIBUTING.md",
+    "CHANGELOG.md": "repo/CHANGELOG.md",
+    "cluster/README.md": "repo/cluster.md",
+    "experiments/LOG.md": "repo/LOG.md",
+}
 #: Pages of the nav that may be missing: verbs that are merged on their own.
 AWAITED = ("detoxify.md", "evaluate.md", "plan.md", "doctor.md", "clusters.md")
 #: What a user of the package imports.
@@ -55,7 +60,7 @@ def _present(entries: list[Any]) -> list[Any]:
 def on_files(files: Files, config: Any) -> Files:
     """The pages that lie in no file of docs/."""
     made = {"reference/cli.md": cli_page(), "reference/api.md": api_page()}
-    made |= {f"repo/{name}": (ROOT / name).read_text(encoding="utf-8") for name in REPOSITORY}
+    made |= {page: (ROOT / name).read_text(encoding="utf-8") for name, page in REPOSITORY.items()}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files
@@ -77,7 +82,7 @@ def _rewritten(found: re.Match[str], place: str) -> str:
     path, hash_, anchor = target.partition("#")
     if "://" in target or not path or target.startswith("mailto:"):
         return found.group(0)
-    here = place.removeprefix("repo/") if place.startswith("repo/") else f"docs/{place}"
+    here = next((name for name, page in REPOSITORY.items() if page == place), f"docs/{place}")
     there = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
     if there == "README.md":
         new, anchor = ("reference/cli.md", "commands") if anchor == "verbs" else ("index.md", anchor)
@@ -86,7 +91,7 @@ def _rewritten(found: re.Match[str], place: str) -> str:
         if new in AWAITED and not (ROOT / there).exists():
             return text
     elif there in REPOSITORY:
-        new = f"repo/{there}"
+        new = REPOSITORY[there]
     else:  # a folder or a file that is no page
         return text
     return f"[{text}]({posixpath.relpath(new, posixpath.dirname(place) or '.')}{hash_}{anchor})"

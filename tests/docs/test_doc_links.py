@@ -63,7 +63,6 @@ def test_every_page_is_in_the_nav_once_and_every_entry_is_a_page():
     assert pages - set(listed) == set(), "add these to the nav of mkdocs.yml"
     made = {name for name in listed if name.startswith(("repo/", "reference/"))}
     assert set(listed) - pages - made <= AWAITED
-    assert all((ROOT / name.removeprefix("repo/")).exists() for name in made if name.startswith("repo/"))
 
 
 def test_every_method_has_its_page_in_the_nav():

@@ -57,7 +57,7 @@ def test_the_pages_load_nothing_from_elsewhere(site: Path):
 
 
 def test_documents_outside_the_folder_are_pages_and_links_to_them_hold(site: Path):
-    cluster = site / "repo" / "cluster" / "index.html"
+    cluster = site / "repo" / "cluster.html"
     assert (site / "repo" / "CONTRIBUTING.html").exists() and cluster.exists()
-    assert 'href="repo/cluster/index.html"' in (site / "quickstart.html").read_text(encoding="utf-8")
+    assert 'href="repo/cluster.html"' in (site / "quickstart.html").read_text(encoding="utf-8")
     assert not (site / "site_hooks.py").exists()
