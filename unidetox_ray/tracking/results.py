@@ -104,7 +104,7 @@ def ranking_note(ranking: pl.DataFrame) -> str:
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in ranking.select(names).iter_rows():
         lines.append("| " + " | ".join(_shown(value) for value in row) + " |")
-    return "Methods, means over families; lower is better but for `mmlu`:\n\n" + "\n".join(lines)
+    return "\n".join(lines) + "\n\nMethods, means over families; lower is better but for `mmlu`."
 
 
 def _shown(value: Any, sign: str = "") -> str:

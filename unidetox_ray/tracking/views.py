@@ -114,8 +114,9 @@ def _state(
         keys = [{"mode": "tag", "groupByData": group_by}]
         grouping = {"aggregateFunction": "average", "groupByKeys": keys}
     section = {"uuid": "unidetox", "name": "Toxicity and what it costs", "display": True, "isReordered": True}
+    groups = _CLOSED if kind == "cell" else ()
     closed = [
-        {"uuid": f"unidetox-{name}", "name": name, "display": False, "isReordered": True} for name in _CLOSED
+        {"uuid": f"unidetox-{name}", "name": name, "display": False, "isReordered": True} for name in groups
     ]
     return {
         "searchFilter": f"tags.`unidetox.kind` = '{kind}'",
