@@ -253,7 +253,17 @@ class Recorder:
                 "train",
                 manifest.counts["ok"],
             )
+        self._prompts([cell for cell in cells if cell.error is None])
         log_results(self.tracker, rows, tags=self.tags)
+
+    def _prompts(self, cells: Sequence[Cell]) -> None:
+        """The prompts that the cells were measured on, as their data set; what is recorded afterwards was measured on it."""
+        table = self.context.folder.root / "prompts.parquet"
+        if not table.is_file():
+            return
+        rows = pl.scan_parquet(table).select(pl.len()).collect().item()
+        for cell in cells:
+            self._run_of(cell).dataset("prompts", table, self.context.prompts_sha(), "eval", rows)
 
     def _run_of(self, cell: Cell) -> Any:
         label = cell.method.label

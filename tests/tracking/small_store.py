@@ -11,6 +11,7 @@ from unidetox_ray.tracking import log_results, open_tracker
 
 STUDY = "unidetox/small"
 FAMILIES, METHODS = ("gpt2", "llama"), {"base": 0.95, "samples": 0.9, "unidetox": 0.125}
+PROMPTS_SHA = "fedcba9876543210" * 4
 SHA = "0123456789abcdef" * 4
 
 
@@ -35,7 +36,8 @@ def write_store(folder: Path) -> str:
     """Record the run in `folder`/mlflow.db; returns the store's address."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
-    corpus, card = folder / "corpus.parquet", folder / "README.md"
+    corpus, prompts, card = (folder / name for name in ("corpus.parquet", "prompts.parquet", "README.md"))
+    pl.DataFrame({"prompt_id": ["a"], "prompt": ["Most velks are"]}).write_parquet(prompts)
     pl.DataFrame({"text": ["a", "b"], "n_tokens": [1, 1]}).write_parquet(corpus)
     card.write_text("# A small model\n")
     tags = {"fidelity": "paper", "scorer": "words"}
@@ -71,5 +73,6 @@ def write_store(folder: Path) -> str:
             cell.model(each["cell"], card=card, params=each["settings"], tags=who)
             cell.history("loss", [(step, 3 / (step + 1)) for step in range(10)])
             cell.dataset("corpus-unidetox", corpus, SHA, "train", 2)
+            cell.dataset("prompts", prompts, PROMPTS_SHA, "eval", 1)
         log_results(tracker, rows, tags=tags)
     return uri

@@ -153,10 +153,14 @@ def test_a_cells_page_shows_its_corpus_its_model_and_its_numbers(
     for metric in ("loss", "tp_id"):
         page.get_by_role("link", name=metric, exact=True).first.wait_for(state="visible")
     text = page.inner_text("body")
-    assert cell["inputs"][0]["digest"] in text and "-0.825" in text
+    digests = {each["name"]: each["digest"] for each in cell["inputs"]}
+    assert digests["corpus-unidetox"] in text and "-0.825" in text
     # The same digest leads from the corpus to the cells that were trained on it.
-    assert runs["corpus unidetox"]["inputs"][0]["digest"] == cell["inputs"][0]["digest"]
+    assert runs["corpus unidetox"]["inputs"][0]["digest"] == digests["corpus-unidetox"]
     model = cell["tags"]["unidetox.model_id"]
     opened(page, f"{start}/models/{model}?workflowType=machine_learning")
     see(page, "gpt2-unidetox-s1")
     see(page, "tp_id")
+    # What was measured stands beside the prompts that it was measured on, and says nothing of their text.
+    see(page, "prompts")
+    assert digests["prompts"][:8] in page.inner_text("body") and "velks" not in page.inner_text("body")

@@ -59,6 +59,7 @@ class ChildRun:
         self._nonfinite: dict[str, int] = json.loads(run.data.tags.get("unidetox.nonfinite", "{}"))
         self._nonfinite_total = int(run.data.metrics.get(_NONFINITE, 0))
         self._model_id: str | None = run.data.tags.get("unidetox.model_id")
+        self._judged_on: dict[str, str] = {}
 
     @property
     def is_open(self) -> bool:
@@ -103,7 +104,8 @@ class ChildRun:
 
         Args:
             digest: SHA-256 of the file or table; MLflow keeps 36 characters, an input tag has the whole.
-            context: what it was used for: "distill", "train", "eval" …
+            context: what it was used for: "distil", "train", "eval" … Numbers recorded after an "eval" stand beside that data
+                set on the model's page.
             rows: number of rows.
         """
         with self._lock, store_errors(self._store.shown, f"record the dataset {name!r}"):
@@ -119,6 +121,8 @@ class ChildRun:
             )
             marks = [InputTag("mlflow.data.context", context), InputTag("digest", digest)]
             self._client.log_inputs(self.run_id, [DatasetInput(dataset, marks)])
+            if context == "eval":
+                self._judged_on = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
 
     def model(self, name: str, *, card: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Give the run's model a page: its card and settings, no weights. Numbers recorded from then on stand there too.
@@ -233,7 +237,8 @@ class ChildRun:
                         self._nonfinite_total += 1
                 elif step not in self._known_steps(name):
                     self._known_steps(name).add(step)
-                    new.append(Metric(name, float(value), now, step, model_id=self._model_id))
+                    about = {"model_id": self._model_id, **self._judged_on} if self._model_id else {}
+                    new.append(Metric(name, float(value), now, step, **about))
             if self._nonfinite_total > counted:
                 total = self._nonfinite_total
                 new.append(Metric(_NONFINITE, float(total), now, total))  # step = count: unique and rising
