@@ -14,7 +14,9 @@ def test_it_names_this_version_and_its_licence():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["cff-version"] == "1.2.0" and cited["type"] == "software" and cited["message"]
     assert cited["version"] == __version__ and cited["title"] and cited["authors"]
-    assert cited["license"] == re.search(r'^license = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert (
+        cited["license"] == re.search(r'^license = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    )
 
 
 def test_the_paper_is_cited_as_in_the_readme():

@@ -6,9 +6,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from small_store import STUDY, write_store
@@ -25,6 +27,7 @@ pytestmark = [
 ]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync"]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
 #: Milliseconds for one thing to appear: the page is 5 MB of script, and the machine may be busy.
 PATIENCE = 120_000
 
@@ -106,6 +109,14 @@ def test_the_address_opens_on_a_chart_of_families_and_methods(page, port: int, u
     page.locator(".main-svg").first.wait_for(state="visible")
     assert page.get_by_text("ci_high/tp_id", exact=True).count() == 0
     assert "Families and methods" in page.inner_text("body")
+
+
+def test_of_a_server_the_verb_shows_the_same_address(port: int, uri: str) -> None:
+    command = [sys.executable, "-m", "unidetox_ray", "ui", "--uri", f"http://127.0.0.1:{port}"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, f"MLflow: {ui_url(uri, None, port)}\n")
 
 
 def test_methods_are_grouped_over_families_in_their_view(page, port: int, uri: str) -> None:

@@ -121,7 +121,10 @@ def bench(
 def ui(
     uri: Annotated[
         str | None,
-        typer.Option("--uri", help="Tracking store; default: mlruns/mlflow.db under the current folder."),
+        typer.Option(
+            "--uri",
+            help="Tracking store; default: mlruns/mlflow.db under the current folder. Of a server only the address is shown.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
     experiment: Annotated[
@@ -138,8 +141,14 @@ def ui(
     from unidetox_ray.tracking import ui_command, ui_environment, ui_url
 
     store = uri or f"sqlite:///{Path('mlruns/mlflow.db').absolute()}"
-    command, address = ui_command(store, port), ui_url(store, experiment, port)
+    served = store.startswith(("http://", "https://"))
+    command = [] if served else ui_command(store, port)
+    address = ui_url(store, experiment, port)
     typer.echo(f"MLflow: {address}", err=True)
+    if served:
+        if browser:
+            typer.launch(address)
+        return
     server = subprocess.Popen(command, env={**os.environ, **ui_environment()})
     try:
         if browser and _answers(server, port):
