@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,11 +127,19 @@ def run_in(folder: Path, script: str, seconds: int) -> str:
         **os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds,
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        # The command ends its Ray processes when it is asked to end; a killed shell would leave them behind.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=120)
+        raise
+    assert process.returncode == 0, f"{script}\n{out[-2000:]}\n{err[-3000:]}"
+    return out
 
 
 @pytest.mark.parametrize("block", [block for block in SHELL if block.mark == "run"], **named)
@@ -140,13 +149,14 @@ def test_a_block_runs_as_it_stands(block: Block, tmp_path: Path):
 
 @pytest.mark.ray
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "page", sorted({block.page for block in SHELL if block.mark == "run: long"}), ids=lambda page: page.name
 )
 def test_the_long_blocks_of_a_page_run_in_their_order(page: Path, tmp_path: Path):
     for block in SHELL:
         if block.page == page and block.mark == "run: long":
-            run_in(tmp_path, block.script, 580)
+            run_in(tmp_path, block.script, 1300)
 
 
 def test_the_commands_of_experiment_files_and_of_help_texts_exist():
