@@ -22,8 +22,13 @@ from unidetox_ray.cli.completion import _keys
 
 SHELL = blocks("bash", "console", "sh", "shell")
 COMMAND = get_command(app)
-#: Verbs whose `key=value` are fields of one section, not of the whole experiment.
-SECTIONS = {"finetune": ("finetune.", "cluster."), "generate": ("evaluate.", "cluster.")}
+#: Verbs whose `key=value` are fields of a section; "" beside it: also keys of the whole experiment.
+SECTIONS = {
+    "finetune": ("finetune.", "cluster."),
+    "generate": ("evaluate.", "cluster."),
+    "detoxify": ("finetune.", ""),
+    "evaluate": ("evaluate.", ""),
+}
 MARKS = {"", "run", "run: long", "cloud"}
 named = {"ids": lambda block: block.where}
 
