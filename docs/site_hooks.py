@@ -25,7 +25,7 @@ REPOSITORY = {
     "experiments/LOG.md": "repo/LOG.md",
 }
 #: Pages of the nav that may be missing: verbs that are merged on their own.
-AWAITED = ("detoxify.md", "evaluate.md", "plan.md", "doctor.md", "clusters.md")
+AWAITED = ("detoxify.md", "evaluate.md", "evaluate_parts.md", "plan.md", "doctor.md", "clusters.md")
 #: What a user of the package imports.
 MODULES = (
     "config", "settings", "registry", "errors", "schemas", "artifacts", "pipeline", "results", "records", "single",

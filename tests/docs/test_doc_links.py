@@ -12,7 +12,7 @@ from fenced import PAGES, ROOT
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 DOCUMENTS = (*PAGES, ROOT / "CHANGELOG.md", ROOT / "experiments" / "LOG.md")
 #: Pages that come with verbs which are merged on their own; docs/site_hooks.py leaves them out until then.
-AWAITED = {"detoxify.md", "evaluate.md", "plan.md", "doctor.md", "clusters.md"}
+AWAITED = {"detoxify.md", "evaluate.md", "evaluate_parts.md", "plan.md", "doctor.md", "clusters.md"}
 
 
 def prose(page: Path) -> str:
