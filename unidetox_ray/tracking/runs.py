@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from unidetox_ray.tracking.address import Store, store_errors
-from unidetox_ray.tracking.names import TAG_LENGTH, mlflow_name, parameter_values, plain_text, tag_values
+from unidetox_ray.tracking.names import (
+    NOT_APPLICABLE,
+    TAG_LENGTH,
+    mlflow_name,
+    parameter_values,
+    plain_text,
+    tag_values,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -58,7 +65,8 @@ class ChildRun:
         # Numbers that were none: the last step counted per name; their total is in `nonfinite_count`.
         self._nonfinite: dict[str, int] = json.loads(run.data.tags.get("unidetox.nonfinite", "{}"))
         self._nonfinite_total = int(run.data.metrics.get(_NONFINITE, 0))
-        self._model_id: str | None = run.data.tags.get("unidetox.model_id")
+        model_id = run.data.tags.get("unidetox.model_id", NOT_APPLICABLE)
+        self._model_id: str | None = None if model_id == NOT_APPLICABLE else model_id
         self._judged_on: dict[str, str] = {}
 
     @property
