@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unidetox_ray import registry
+from unidetox_ray.cli import completion
 from unidetox_ray.cli.app import app
 from unidetox_ray.cli.options import ExperimentFile, Fresh, Limit, Overrides, ShowText
 from unidetox_ray.errors import ConfigError
@@ -26,6 +27,7 @@ def run(
         typer.Option(
             "--until",
             metavar="STAGE",
+            autocompletion=completion.stages,
             help="Stop after: models, toxic, corpus, search, finetune, generate, score or report.",
         ),
     ] = "report",
@@ -100,7 +102,12 @@ def distill(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example outputs/tiny.")],
+    run_folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Run folder, for example outputs/tiny.", autocompletion=completion.run_folders
+        ),
+    ],
     baseline: Annotated[
         Path | None,
         typer.Option(
@@ -163,10 +170,10 @@ def load_experiment(path: str, overrides: list[str] | None, limit: int | None = 
 
 def execute(experiment: Experiment, until: str, fresh: bool) -> Result:
     from unidetox_ray.display import TerminalDisplay
-    from unidetox_ray.pipeline import STAGES, run
+    from unidetox_ray.pipeline import run
 
-    if until not in STAGES:
-        raise ConfigError(f"--until = {until!r}; {registry.suggest(until, STAGES)}")
+    if until not in registry.STAGES:
+        raise ConfigError(f"--until = {until!r}; {registry.suggest(until, registry.STAGES)}")
     return run(experiment, until=until, fresh=fresh, display=TerminalDisplay())
 
 
