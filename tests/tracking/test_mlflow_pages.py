@@ -172,6 +172,7 @@ def test_a_cells_page_shows_its_corpus_its_model_and_its_numbers(
     opened(page, f"{start}/models/{model}?workflowType=machine_learning")
     see(page, "gpt2-unidetox-s1")
     see(page, "tp_id")
+    assert page.get_by_text("loss", exact=True).count() == 0
     # What was measured stands beside the prompts that it was measured on, and says nothing of their text.
     see(page, "prompts")
     assert digests["prompts"][:8] in page.inner_text("body") and "velks" not in page.inner_text("body")

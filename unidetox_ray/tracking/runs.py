@@ -133,7 +133,7 @@ class ChildRun:
                 self._judged_on = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
 
     def model(self, name: str, *, card: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Give the run's model a page: its card and settings, no weights. Numbers recorded from then on stand there too.
+        """Give the run's model a page: its card and settings, no weights. Numbers recorded behind a data set "eval" stand there too.
 
         A run has one model; a second call does nothing. Servers without model pages (before MLflow 3) show the run alone.
         """
@@ -245,7 +245,9 @@ class ChildRun:
                         self._nonfinite_total += 1
                 elif step not in self._known_steps(name):
                     self._known_steps(name).add(step)
-                    about = {"model_id": self._model_id, **self._judged_on} if self._model_id else {}
+                    # Not the training's curves: the model's page lists every point of a metric on a line of its own.
+                    judged = self._model_id is not None and self._judged_on
+                    about = {"model_id": self._model_id, **self._judged_on} if judged else {}
                     new.append(Metric(name, float(value), now, step, **about))
             if self._nonfinite_total > counted:
                 total = self._nonfinite_total
