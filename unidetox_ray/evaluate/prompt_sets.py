@@ -53,8 +53,7 @@ def prompt_set(
     limit: at most so many, spread evenly over the domains.
     """
     data_set, preset = ALIASES.get(name, (name, {}))
-    served = [known for known in registry.names("datasets") if "prompts" in _data_set(known).roles]
-    if data_set in served and not Path(name).is_file():
+    if not is_file(name):
         loaded = load("prompts", dataset=data_set, path=path, options={**preset, **_options(options)})
         table = loaded.table.filter(pl.col("split") == split).with_columns(split=pl.lit("test"))
         if table.is_empty():
@@ -67,12 +66,22 @@ def prompt_set(
             raise ConfigError(
                 f"--prompts {name}: --prompts-path and --prompts-option are for a data set, not for a file"
             )
-        if reading.kind_of(Path(name)) is None and not Path(name).exists():
-            raise ConfigError(
-                f"--prompts {name}: {registry.suggest(name, [*served, *ALIASES])}, or a file of prompts"
-            )
         found = from_file(Path(name).expanduser())
     return PromptSet(spread(found.table, limit, by="domain"), found.name, found.sha256, found.explicit)
+
+
+def is_file(name: str) -> bool:
+    """Whether `--prompts` names a file and no data set; ConfigError for what is neither."""
+    if Path(name).is_file():
+        return True
+    served = [known for known in registry.names("datasets") if "prompts" in _data_set(known).roles]
+    if name in served or name in ALIASES:
+        return False
+    if reading.kind_of(Path(name)) is None:
+        raise ConfigError(
+            f"--prompts {name}: {registry.suggest(name, [*served, *ALIASES])}, or a file of prompts"
+        )
+    return True
 
 
 def _data_set(name: str) -> Dataset:

@@ -101,6 +101,7 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
     found = sources.sources_of(request.sources)
     given = columns_.chosen(request.columns)
     models = [source for source in found if source.kind == "model"]
+    prompt_sets.is_file(request.prompts or prompt_sets.DEFAULT)
     for source in models:
         load_config(source.model, source.revision)  # before prompts are fetched for a model that is not there
     prompts = None
