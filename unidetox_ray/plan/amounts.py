@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,13 @@ class Amounts:
         self.data = Data(experiment)
         self.needed: Needed = needed(experiment)
         self._per_token: dict[str, float] = {}
+
+    def on(self, **cluster: Any) -> Amounts:
+        """The same amounts with other settings of the cluster, which change none of them; what was counted is shared."""
+        other = copy.copy(self)
+        changed = self.experiment.cluster.model_copy(update=cluster)
+        other.experiment = self.experiment.model_copy(update={"cluster": changed})
+        return other
 
     @property
     def notes(self) -> list[str]:

@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 from unidetox_ray.plan.devices import Fleet
 from unidetox_ray.plan.durations import opening
 
-#: What device-time is lost to, worst first where equal; also the words of the scaling table.
-LOSSES = ("start-up", "model loading", "driver", "longest cell", "shard granularity", "one process")
-
 
 @dataclass(frozen=True)
 class Cell:

@@ -49,7 +49,7 @@ class Making(Parts):
             items.append((Item(cell, spent.seconds), spent))
             plain = FinetuneSection(precision="fp32")
             found = memory.training(model, plain, spec.batch_size, spec.length, 1, compiled=False)
-            self._need(cell, found, disk=4.0 * model.parameters, setting="models")
+            self._need(cell, found, disk=4.0 * model.parameters)
         stage = Stage(
             "models", (tuple(item for item, _ in items),), lanes=max(1, len(items)), devices=0.25 if self.fleet.gpu else 1.0,
             start=self.host["ray_seconds"] + self.host["task_seconds"],
@@ -68,7 +68,6 @@ class Making(Parts):
                 texts,
                 section.batch_size,
                 steps,
-                "toxic",
             )
             jobs.setdefault(family, []).append(made)
         self._groups("toxic", jobs)
@@ -105,7 +104,7 @@ class Making(Parts):
             amount.models, section.precision, max(rows, 1), section.max_length, 1, gpu=self.fleet.gpu
         )
         disk = amount.rows * section.max_length * 6.0
-        self._need(cell, found, disk=disk, setting="corpus", rows=rows)
+        self._need(cell, found, disk=disk, rows=rows)
 
     def _sampled(self, cell: Cell, amount: CorpusAmount) -> list[tuple[Item, Spent]]:
         section, total = amount.section, amount.sequences
@@ -170,7 +169,6 @@ class Making(Parts):
                 texts,
                 section.batch_size,
                 steps,
-                "finetune",
             )
             jobs.setdefault(cell.family, []).append(made)
         self._groups("finetune", jobs)
@@ -184,7 +182,7 @@ class Making(Parts):
                 seconds = 3 * bytes_ / self.host["read_bytes"] + bytes_ / self.host["write_bytes"]
                 where = self._cell("edit", cell)
                 items.append((Item(where, seconds), Spent()))
-                self._need(where, Memory(host=3 * bytes_), disk=bytes_, setting="edit")
+                self._need(where, Memory(host=3 * bytes_), disk=bytes_)
         stage = Stage(
             "edit", (tuple(item for item, _ in items),), lanes=max(1, len(items)), devices=1.0, on_cpu=self.fleet.gpu,
             start=self.host["task_seconds"],
@@ -220,7 +218,7 @@ class Making(Parts):
                 cell = Cell("fits", family, entry.label)
                 items.append((self._opened(cell, spent, [model]), spent))
                 found = memory.training(model, plain, rows, math.ceil(texts.most), 1, compiled=False)
-                self._need(cell, replace(found, optimiser=0.0, gradients=0.0), setting="evaluate")
+                self._need(cell, replace(found, optimiser=0.0, gradients=0.0))
         stage = Stage(
             "fits", (tuple(item for item, _ in items),), lanes=max(1, len(items)), devices=self._actor_devices(),
             start=self.host["task_seconds"],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from unidetox_ray.config import MethodEntry
-from unidetox_ray.plan import durations, memory
+from unidetox_ray.plan import durations, memory, shapes
 from unidetox_ray.plan.amounts import PlannedCell
 from unidetox_ray.plan.durations import Spent
 from unidetox_ray.plan.engine import Cell, Item, Stage
@@ -75,7 +75,7 @@ class Measuring(Making):
                 )
                 texts = self.amounts.corpus_tokens(amount, base)
                 item, spent = self._train_item(
-                    cell, model, section, texts, section.batch_size, steps, "search"
+                    cell, model, section, texts, section.batch_size, steps, kept=False
                 )
                 probes = self._probe(base, [model], search.prompts_per_domain, search.continuations).times(
                     measured
@@ -116,7 +116,7 @@ class Measuring(Making):
                     item = self._opened(cell, one, decoders)
                     measured.append((replace(item, seconds=item.seconds + extra), one))
                 prompts = self.amounts.selection(family, tuning.prompts_per_domain)
-                self._need(cell, self._decode_memory(decoders, prompts), setting="evaluate")
+                self._need(cell, self._decode_memory(decoders, prompts))
         self._trials("tune", measured, self._actor_devices(), tuning.max_concurrent)
         if trained:
             self._trials(
@@ -135,7 +135,7 @@ class Measuring(Making):
         steps = self.amounts.training_steps(section, amount.rows)
         texts = self.amounts.corpus_tokens(amount, family)
         for _ in entry.tune.get("lr", (section.lr,)):
-            item, spent = self._train_item(cell, model, section, texts, section.batch_size, steps, "search")
+            item, spent = self._train_item(cell, model, section, texts, section.batch_size, steps, kept=False)
             probe = self._probe(family, [model], tuning.prompts_per_domain, tuning.continuations)
             probes = probe.times(len(entry.tune.get("steps", (1,))))
             found.append((replace(item, seconds=item.seconds + probes.seconds), spent + probes))
@@ -156,7 +156,7 @@ class Measuring(Making):
                 items.append((replace(item, count=count * evaluate.runs), spent.times(count * evaluate.runs)))
             texts = prompts.count * evaluate.continuations * evaluate.runs
             self._need(
-                where, self._decode_memory(decoders, prompts), disk=texts * _ROW, setting="evaluate",
+                where, self._decode_memory(decoders, prompts), disk=texts * _ROW,
                 rows=self._decode_rows(decoders, prompts) if self.fleet.gpu else -1,
             )  # fmt: skip
         self._pool("generate", items, self.cluster.generate_actors)
@@ -197,7 +197,6 @@ class Measuring(Making):
             everything,
             memory.scoring(open_, tokens, prompted),
             disk=total * _ROW * len(evaluate.scorers),
-            setting="score",
         )
         for cell in self.amounts.cells:
             spent = self._own(cell)
@@ -210,7 +209,6 @@ class Measuring(Making):
                 self._need(
                     where,
                     memory.scoring(own, tokens, 0 if self.amounts.quiz is None else tokens),
-                    setting="score",
                 )
         self._pool("score", items, self.cluster.score_actors)
 
@@ -235,6 +233,10 @@ class Measuring(Making):
         """The corpora themselves: an order a corpus, by all scorers."""
         items = []
         judges = [model for model in self.amounts.scorers.values() if model is not None]
+        judges += [
+            shapes.classifier_model(each.source, each.revision, f"content.classifiers.{each.name}")
+            for each in self.experiment.content.classifiers
+        ]
         for amount in self.amounts.corpora:
             cell = Cell("content", "", amount.entry.label)
             spent = Spent()
@@ -251,7 +253,6 @@ class Measuring(Making):
                 memory.scoring(
                     [(model, "fp32") for model in judges], min(self.cluster.score_tokens, 4096), 0
                 ),
-                setting="score",
             )
         if items:
             self._pool("content", items, self.cluster.score_actors)

@@ -19,13 +19,12 @@ from unidetox_ray.settings import FinetuneSection, ToxicSection
 
 @dataclass
 class Need:
-    """What one cell of a stage needs of a device. setting: the section of the experiment that decides it."""
+    """What one cell of a stage needs of a device."""
 
     cell: Cell
     memory: Memory
     disk: float = 0.0
     world: int = 1
-    setting: str = ""
     rows: int = -1
     """Rows of a decoded batch; 0 = not even one fits, -1 = nothing is decoded."""
 
@@ -103,8 +102,10 @@ class Parts:
         self._add(stage, [(item.cell, spent) for item, spent in items])
 
     def _train_item(
-        self, cell: Cell, model: Model, section: ToxicSection | FinetuneSection, texts: Tokens, rows: int, steps: int, setting: str,
+        self, cell: Cell, model: Model, section: ToxicSection | FinetuneSection, texts: Tokens, rows: int, steps: int,
+        *, kept: bool = True,
     ) -> tuple[Item, Spent]:  # fmt: skip
+        """One training. kept: whether its model is saved; trials keep numbers alone."""
         world = self.cluster.workers_per_cell
         padded = texts.most if section.pad_to == "longest" else None
         if section.packing:
@@ -117,12 +118,12 @@ class Parts:
             compiled=self.compiled and section.compile != "off",
         )  # fmt: skip
         total, trained = memory.trainable_of(model, section)
-        disk = float(item * (trained if adapted else model.parameters))
+        disk = float(item * (trained if adapted else model.parameters)) if kept else 0.0
         if section.checkpoint_every:
             disk += item * total + 2.0 * (2 if section.precision == "bf16_pure" else 4) * trained
-        self._need(cell, found, disk=disk, world=world, setting=setting)
+        self._need(cell, found, disk=disk, world=world)
         opened = 4.0 * model.parameters if section.precision == "fp32" else 2.0 * model.parameters
-        saved = 0.0 if setting == "search" else durations.saving(self.rates, model, item)
+        saved = durations.saving(self.rates, model, item) if kept else 0.0
         # Jobs of a group load their base model anew each time.
         whole = spent.seconds + saved + durations.opening(self.rates, opened)
         return Item(cell, whole), spent

@@ -28,12 +28,12 @@ _ALONE = {
 
 def plan(
     experiment: Experiment, fleet: Fleet | None = None, *, price: float | None = None, table: dict[str, Any] | None = None,
-    advise: bool = True,
+    advise: bool = True, amounts: Amounts | None = None,
 ) -> Plan:  # fmt: skip
     """Plan an experiment. fleet: None = this machine. price: of a device-hour. advise: look for settings that make it fit, and
-    plan the baseline. UnidetoxError, one line, where something that is needed cannot be known."""
+    plan the baseline. amounts: of this experiment, where they are known. UnidetoxError, one line, where something that is needed cannot be known."""
     fleet = fleet or devices.this_machine(table or devices.stored(), experiment.cluster.num_cpus)
-    amounts = Amounts(experiment)
+    amounts = amounts or Amounts(experiment)
     work = Work(amounts, fleet)
     schedule = engine.scheduled(work.stages, fleet)
     made = Plan(
@@ -48,7 +48,7 @@ def plan(
         )
     if advise:
         _advise(made, experiment, fleet)
-        _baseline(made, experiment, fleet, table)
+        _baseline(made, amounts, table)
     return made
 
 
@@ -195,11 +195,11 @@ def _advise(made: Plan, experiment: Experiment, fleet: Fleet) -> None:
         ]
 
 
-def _baseline(made: Plan, experiment: Experiment, fleet: Fleet, table: dict[str, Any] | None) -> None:
+def _baseline(made: Plan, amounts: Amounts, table: dict[str, Any] | None) -> None:
     """The same experiment on one A100, one thing at a time."""
     try:
-        alone = experiment.model_copy(update={"cluster": experiment.cluster.model_copy(update=_ALONE)})
-        base = plan(alone, devices.parse(BASELINE, table), advise=False)
+        alone = amounts.on(**_ALONE)
+        base = plan(alone.experiment, devices.parse(BASELINE, table), advise=False, amounts=alone)
     except UnidetoxError as error:
         made.baseline_why = str(error)
         return

@@ -108,7 +108,7 @@ class Plan:
             "cells": [
                 {
                     "stage": c.cell.stage, "family": c.cell.family or None, "method": c.cell.method or None, "seed": c.cell.seed,
-                    "gpus": c.devices if gpu else 0, "devices": c.devices, "peak_gib": _rounded(c.peak / GIB),
+                    "parameters": self.models.get(c.cell.family), "gpus": c.devices if gpu else 0, "devices": c.devices, "peak_gib": _rounded(c.peak / GIB),
                     "disk_gib": _rounded(c.disk / GIB), "seconds": _rounded(c.seconds),
                     "gpu_seconds": _rounded(c.device_seconds if gpu else 0.0), "device_seconds": _rounded(c.device_seconds),
                     "flops": _rounded(c.operations), "memory_gib": c.memory.as_gib(), "fits": c.fits,

@@ -87,7 +87,7 @@ def simulated(experiment: Experiment, fleet: Fleet, counts: Iterable[int] = COUN
     for count in counts:
         made = replace(fleet, count=count)
         workers = _workers(experiment, amounts, made)
-        stages = Work(_as(amounts, experiment, count, workers), made).stages
+        stages = Work(_as(amounts, count, workers), made).stages
         schedule = engine.scheduled(stages, made, bars=False)
         first = found[0].seconds * found[0].devices if found else schedule.seconds * count
         found.append(_size(schedule, count, workers, first))
@@ -101,16 +101,12 @@ def _end(sizes: Sequence[Size]) -> Size | None:
     return None
 
 
-def _as(amounts: Amounts, experiment: Experiment, count: int, workers: int) -> Amounts:
-    """The amounts with the cluster's settings for so many devices; what was counted is shared."""
-    cluster = experiment.cluster.model_copy(
-        update={
-            "corpus_actors": count, "generate_actors": count, "score_actors": count, "workers_per_cell": workers,
-            "concurrent_cells": None, "gpus_per_actor": None,
-        }
+def _as(amounts: Amounts, count: int, workers: int) -> Amounts:
+    """With the cluster's settings for so many devices."""
+    return amounts.on(
+        corpus_actors=count, generate_actors=count, score_actors=count, workers_per_cell=workers, concurrent_cells=None,
+        gpus_per_actor=None,
     )  # fmt: skip
-    amounts.experiment = experiment.model_copy(update={"cluster": cluster})
-    return amounts
 
 
 def _workers(experiment: Experiment, amounts: Amounts, fleet: Fleet) -> int:
@@ -118,9 +114,7 @@ def _workers(experiment: Experiment, amounts: Amounts, fleet: Fleet) -> int:
     common = math.gcd(experiment.toxic.batch_size, experiment.finetune.batch_size)
     best = (math.inf, 1)
     for workers in (w for w in range(1, common + 1) if common % w == 0 and w <= fleet.count):
-        stages = [
-            s for s in Work(_as(amounts, experiment, fleet.count, workers), fleet).stages if s.name in _TRAINS
-        ]
+        stages = [s for s in Work(_as(amounts, fleet.count, workers), fleet).stages if s.name in _TRAINS]
         seconds = engine.scheduled(stages, fleet, bars=False).seconds
         best = min(best, (seconds, workers))
     return best[1]
