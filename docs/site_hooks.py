@@ -24,8 +24,6 @@ REPOSITORY = {
     "cluster/README.md": "repo/cluster.md",
     "experiments/LOG.md": "repo/LOG.md",
 }
-#: Pages of the nav that may be missing: verbs that are merged on their own.
-AWAITED = ("detoxify.md", "evaluate.md", "evaluate_parts.md", "plan.md", "doctor.md", "clusters.md")
 #: What a user of the package imports.
 MODULES = (
     "config", "settings", "registry", "errors", "schemas", "artifacts", "pipeline", "results", "records", "single",
@@ -38,23 +36,6 @@ MODULES = (
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _TYPE = re.compile(r" <[^>]*>$")
 _FENCE = re.compile(r"^(```|~~~)")
-
-
-def on_config(config: Any) -> Any:
-    """The nav without the pages that are not there yet."""
-    config["nav"] = _present(config["nav"])
-    return config
-
-
-def _present(entries: list[Any]) -> list[Any]:
-    kept = []
-    for entry in entries:
-        name, target = next(iter(entry.items())) if isinstance(entry, dict) else (None, entry)
-        if isinstance(target, list):
-            kept.append({name: _present(target)})
-        elif target not in AWAITED or (ROOT / "docs" / target).exists():
-            kept.append(entry)
-    return kept
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -88,8 +69,6 @@ def _rewritten(found: re.Match[str], place: str) -> str:
         new, anchor = ("reference/cli.md", "commands") if anchor == "verbs" else ("index.md", anchor)
     elif there.startswith("docs/") and Path(there).suffix:
         new = there.removeprefix("docs/")
-        if new in AWAITED and not (ROOT / there).exists():
-            return text
     elif there in REPOSITORY:
         new = REPOSITORY[there]
     else:  # a folder or a file that is no page
