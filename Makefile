@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests keep torch to one thread; two processes of them share two cores.
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: setup demo test test-long test-faults test-faults-brief lint types imports check clean browser
+.PHONY: setup demo docs test test-long test-faults test-faults-brief lint types imports check clean browser
 
 setup: $(STAMP)
 
@@ -15,13 +15,22 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $(STAMP)
 
-# Triton's interpreter, to test the GPU kernels on a CPU.
+# For the tests: Triton's interpreter, to test the GPU kernels on a CPU, and what builds the documentation.
 $(VENV)/.kernels: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,kernels]' -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,kernels,docs]' -c constraints.txt
 	touch $(VENV)/.kernels
 
 demo: setup
 	$(BIN)/unidetox run experiments/tiny.yaml
+
+# The documentation site, in outputs/site; it opens from disk and fetches nothing.
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs]' -c constraints.txt
+	touch $(VENV)/.docs
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "outputs/site/index.html"
 
 # The report is tested in a real browser; where apt can bring one, it does, else those tests say why they skip.
 browser:

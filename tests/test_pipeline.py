@@ -175,6 +175,16 @@ def test_the_searched_setting_is_everyones(first):
             assert {name: row["settings"][name] for name in ("steps", "lr")} == search["chosen"]
 
 
+def read_as(run) -> set[str]:
+    """What a run read data sets for."""
+    return {
+        mark.value
+        for each in run.inputs.dataset_inputs
+        for mark in each.tags
+        if mark.key == "mlflow.data.context"
+    }
+
+
 def test_tracking_holds_the_run(first, root):
     client, runs = tracked(root, "mini")
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -184,7 +194,12 @@ def test_tracking_holds_the_run(first, root):
     assert {kind: len(found) for kind, found in kinds.items()} == {
         "parent": 1, "toxic": 1, "corpus": 2, "search": 1, "trial": 2, "cell": 6
     }  # fmt: skip
-    trained = [run for run in kinds["cell"] if run.inputs.dataset_inputs]
+    contexts = {run.info.run_id: read_as(run) for run in kinds["cell"]}
+    assert all("eval" in found for found in contexts.values())
+    trained = [run for run in kinds["cell"] if "train" in contexts[run.info.run_id]]
+    assert {run.info.run_id for run in trained} == {
+        run.info.run_id for run in kinds["cell"] if tag(run, "model_id") != "-"
+    }
     assert {tag(run, "method") for run in trained} == {"samples", "unidetox"} and len(trained) == 4
     assert {tag(run, "family") for run in trained} == {"gpt2", "opt"}
     # What a cell trained on is the corpus that lies in the store, by hash.

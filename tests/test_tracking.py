@@ -702,7 +702,8 @@ def test_the_page_is_served_on_loopback_only(begin: Any, uri: str) -> None:
     assert command[command.index("--workers") + 1] == "1"
     address = ui_url(uri, STUDY, port)
     experiment = connect(uri).get_experiment_by_name(STUDY).experiment_id
-    assert address == f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs"
+    view = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?viewStateShareKey=unidetox-cells"
+    assert address.startswith(view) and ui_url(uri, None, port) == address
     assert ui_url(uri, "no such study", port) == f"http://127.0.0.1:{port}/"
     server = subprocess.Popen(
         command,

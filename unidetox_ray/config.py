@@ -289,10 +289,10 @@ def hashable(section: BaseModel, leave_out: Iterable[str] = ()) -> dict[str, Any
     data = values.get("data")
     if isinstance(data, dict):
         data.pop("data_root", None)
-    for name in ("toxic", "finetune"):
-        if isinstance(values.get(name), dict):
-            values[name].pop("checkpoint_every", None)
-    values.pop("checkpoint_every", None)
+    for part in (values, *(values.get(name) for name in ("toxic", "finetune"))):
+        if isinstance(part, dict):
+            for how in ("checkpoint_every", "micro_batch"):  # how the steps are taken, not which
+                part.pop(how, None)
     return values
 
 

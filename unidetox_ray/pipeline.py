@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -25,6 +25,7 @@ from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED, StageError, UnidetoxError
 from unidetox_ray.locking import only_writer
 from unidetox_ray.records import Recorder, open_recorder
+from unidetox_ray.registry import STAGES, Stage
 from unidetox_ray.remote import mirror_of
 from unidetox_ray.stages.cells import Cell, cells_of, steer, tuned_pairs
 from unidetox_ray.stages.context import Context, Display, Silent
@@ -33,9 +34,6 @@ from unidetox_ray.stages.needs import needed
 
 #: Bytes; with less than this free, a failure is most likely the disk's.
 _FULL = 4 << 20
-
-Stage = Literal["models", "toxic", "corpus", "search", "finetune", "generate", "score", "report"]
-STAGES: tuple[Stage, ...] = ("models", "toxic", "corpus", "search", "finetune", "generate", "score", "report")
 
 
 @dataclass
@@ -265,7 +263,6 @@ def tabulate(
             for (own, universal), metrics in zip(pairs, found, strict=True)
         ]
         write_json(context.folder.root / "tuning_test.json", told)
-    write_json(context.folder.root / "stages.json", context.stages)
     return rows
 
 

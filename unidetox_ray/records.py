@@ -98,6 +98,7 @@ class Recorder:
             seed=self.context.experiment.toxic.seed,
         )
         folder = self.context.folder.model(extra["name"], manifest.key)
+        run.model(extra["name"], card=folder / "README.md", params=manifest.config, tags={**self.tags, "family": extra["family"], "method": need, "do-not-deploy": need == "toxic"})  # fmt: skip
         self._training(run, folder, manifest)
         run.end("FINISHED")
 
@@ -123,13 +124,14 @@ class Recorder:
         marks = {"documents": "text", "selection": "select"}
         kind = next((kind for mark, kind in marks.items() if mark in manifest.extra), "distil")
         run.artifact(folder / "corpus.parquet", "corpus")
-        run.dataset(
-            f"corpus-{label}",
-            folder / "corpus.parquet",
-            manifest.extra["sha256"],
-            kind,
-            manifest.counts["ok"],
-        )
+        for reader in (run, self.tracker.parent):
+            reader.dataset(
+                f"corpus-{label}",
+                folder / "corpus.parquet",
+                manifest.extra["sha256"],
+                kind,
+                manifest.counts["ok"],
+            )
         run.end("FINISHED")
 
     @waits
@@ -239,15 +241,29 @@ class Recorder:
             run = self.tracker.child("cell", key=cell.name, name=cell.name, params=cell.settings, tags={
                 **self.tags, "stage": "cell", "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
             })  # fmt: skip
-            self._training(run, Path(cell.training_folder), cell.training)
+            trained = Path(cell.training_folder)
+            run.model(cell.name, card=trained / "README.md", params=cell.settings, tags={
+                **self.tags, "family": cell.family, "method": label, "seed": cell.seed, "corpus_sha256": manifest.extra["sha256"],
+            })  # fmt: skip
+            self._training(run, trained, cell.training)
             run.dataset(
-                f"corpus-{label}",
+                f"corpus-{cell.entry}",
                 folder / "corpus.parquet",
                 manifest.extra["sha256"],
                 "train",
                 manifest.counts["ok"],
             )
+        self._prompts([cell for cell in cells if cell.error is None])
         log_results(self.tracker, rows, tags=self.tags)
+
+    def _prompts(self, cells: Sequence[Cell]) -> None:
+        """The prompts that the cells were measured on, as their data set; what is recorded afterwards was measured on it."""
+        table = self.context.folder.root / "prompts.parquet"
+        if not table.is_file():
+            return
+        rows = pl.scan_parquet(table).select(pl.len()).collect().item()
+        for cell in cells:
+            self._run_of(cell).dataset("prompts", table, self.context.prompts_sha(), "eval", rows)
 
     def _run_of(self, cell: Cell) -> Any:
         label = cell.method.label
@@ -257,7 +273,10 @@ class Recorder:
     def _edit(self, cell: Cell) -> None:
         """The norms of an edit, on the run of its cell."""
         names = ("toxic_norm", "step_norm", "parameters")
-        self._run_of(cell).metrics({f"edit/{name}": float(cell.edit.extra[name]) for name in names})
+        run = self._run_of(cell)
+        folder = self.context.folder.model(cell.name, cell.edit.key)
+        run.model(cell.name, card=folder / "README.md", params=cell.settings, tags={**self.tags, "family": cell.family, "method": cell.method.label})  # fmt: skip
+        run.metrics({f"edit/{name}": float(cell.edit.extra[name]) for name in names})
 
     def _fit(self, cell: Cell) -> None:
         """The numbers among the facts of what its method fitted, on the run of its cell."""
@@ -292,7 +311,7 @@ class Recorder:
                 continue
             numbers[f"stage_seconds/{stage['stage']}"] = float(stage["seconds"])
             numbers[f"stage_tokens/{stage['stage']}"] = float(stage["tokens"])
-            numbers[f"stage_{device}_seconds/{stage['stage']}"] = float(stage["seconds"] * stage["processes"])
+            numbers[f"stage_{device}_seconds/{stage['stage']}"] = float(stage["spent"]["device_seconds"])
         self._finish(numbers)
         self.journal.finish(self.context.experiment.tracking.patience)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from unidetox_ray.errors import ConfigError
 
@@ -55,6 +55,9 @@ KINDS: dict[str, dict[str, str]] = {
     "metrics": METRICS,
     "datasets": DATASETS,
 }
+#: The stages of a run in their order; `--until` names one.
+Stage = Literal["models", "toxic", "corpus", "search", "finetune", "generate", "score", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -167,6 +167,8 @@ class TrainingSection(Section):
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between resumable checkpoints; 0 = none. Cannot change the result."""
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    """Rows that go through the model at once; the gradients of batch_size rows are summed. 0 = all at once. Not hashed."""
 
     @model_validator(mode="after")
     def _packed_rows_hold_no_padding(self) -> TrainingSection:

@@ -104,14 +104,8 @@ def write_table(table: pl.DataFrame, out: Path) -> None:
     (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, table)
 
 
-def generate_one(
-    model: str, prompts: Path, out: Path, overrides: Sequence[str], *, limit: int | None, display: Display
-) -> int:
-    """Continuations of a user's prompts, through the generation stage."""
-    from unidetox_ray.settings import ModelRef
-    from unidetox_ray.stages import generate
-    from unidetox_ray.stages.models import handle_of
-
+def prompt_table(prompts: Path, limit: int | None = None) -> pl.DataFrame:
+    """A user's prompts with the columns of schemas.PROMPTS, all in split test; DataError. limit: the first so many."""
     table = read_table(prompts, ["prompt"])
     columns = {
         "prompt_id": pl.int_range(pl.len()).cast(pl.String).str.zfill(6)
@@ -130,6 +124,18 @@ def generate_one(
             )
     if given["prompt_id"].n_unique() < given.height:
         raise DataError(f"{prompts}: column 'prompt_id' names a prompt twice; give each its own")
+    return given
+
+
+def generate_one(
+    model: str, prompts: Path, out: Path, overrides: Sequence[str], *, limit: int | None, display: Display
+) -> int:
+    """Continuations of a user's prompts, through the generation stage."""
+    from unidetox_ray.settings import ModelRef
+    from unidetox_ray.stages import generate
+    from unidetox_ray.stages.models import handle_of
+
+    given = prompt_table(prompts, limit)
     if out.suffix not in {".parquet", ".jsonl"}:
         raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: .parquet, .jsonl")
     base = handle_of(ModelRef(source=model), "gpt2")  # before anything is written

@@ -66,7 +66,7 @@ def test_the_card_alone_is_mark_enough(tmp_path):
 
 
 def test_what_is_no_finished_or_no_whole_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no finished model"):
+    with pytest.raises(ConfigError, match="neither a run nor a finished model"):
         export_model(tmp_path, tmp_path / "out")
     folder = cell(tmp_path, toxic=False)
     (folder / "model.safetensors").write_text("changed")

@@ -154,11 +154,12 @@ def test_damaged_folders_are_refused_in_one_line(saved):
 
 
 def test_a_model_whose_sub_layers_are_not_known_is_refused_and_a_llama_like_one_is_not():
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 61}  # fmt: skip
-    with pytest.raises(ModelError, match=r"'gpt_neox': where its sub-layers end is not known.*adapter: lora"):
-        bottleneck.with_bottlenecks(GPTNeoXForCausalLM(GPTNeoXConfig(**shape)), size=4, seed=1)
+    mamba = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=61))
+    with pytest.raises(ModelError, match=r"'mamba': where its sub-layers end is not known.*adapter: lora"):
+        bottleneck.with_bottlenecks(mamba, size=4, seed=1)
     qwen = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2)).eval()
     before = logits(qwen)
     assert len(bottleneck.places_of(qwen)) == 2

@@ -26,7 +26,7 @@ def some(pattern: str) -> Moment:
 
 
 #: No wait for a moment of a run is longer: a driver that never gets there is a failure.
-PATIENCE = 240.0
+PATIENCE = 300.0
 
 SCRATCH = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 320, "max_positions": 128, "steps": 20, "length": 32}  # fmt: skip
 
@@ -145,8 +145,12 @@ class Driver:
             time.sleep(0.005)
 
     def wait(self) -> int:
-        """The exit code."""
-        return self.process.wait(PATIENCE)
+        """The exit code; a driver that does not end is ended."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not over after {PATIENCE:g} s:\n{self.output}") from None
 
     def children(self) -> list[psutil.Process]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,3 +144,14 @@ def test_works_without_javascript(browser, pages) -> None:
     page, errors, _ = open_page(browser, pages["report"], 360, script=False)
     assert page.locator("#results tbody tr").count() == 12
     assert page.locator("th button").count() == 0 and errors == []
+
+
+def test_the_search_report_shows_the_choice_its_reason_the_curves_and_every_trial(browser, pages) -> None:
+    page, errors, _ = open_page(browser, pages["search"], 1280)
+    choice = page.inner_text("#choice")
+    assert "chosen" in choice and "reason" in choice and "finetune:" in choice
+    stored = json.loads((pages["search"].parent / "search.json").read_text())
+    assert stored["reason"][:60] in choice
+    assert page.locator("#trials tbody tr").count() == len(stored["trials"])
+    assert page.locator("#map svg.chart").count() == 2, "the map, and a curve for each rate"
+    assert "★" in page.inner_text("#trials") and errors == []

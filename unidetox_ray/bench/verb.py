@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
 from unidetox_ray.bench.options import Options, checked
 from unidetox_ray.bench.result import BenchResult, table
@@ -29,8 +30,12 @@ def bench(name: str, options: Options | None = None) -> BenchResult:
     return result
 
 
-def report(name: str, options: Options, *, as_json: bool) -> str:
-    """The record as JSON or as a table. What libraries print meanwhile goes to standard error."""
+def report(
+    name: str, options: Options, *, as_json: bool, then: Callable[[BenchResult], object] | None = None
+) -> str:
+    """The record as JSON or as a table. What libraries print meanwhile goes to standard error. then: called with the record."""
     with contextlib.redirect_stdout(sys.stderr):
         result = bench(name, options)
+        if then is not None:
+            then(result)
     return json.dumps(result.as_dict(), indent=1, allow_nan=False) if as_json else table([result])

@@ -17,7 +17,7 @@ import typer
 from unidetox_ray import secrecy
 
 # Each module adds its verbs to the command; `--help` lists them in this order.
-from unidetox_ray.cli import experiments, evaluate, steps, models, harness, about  # noqa: F401  # isort: skip
+from unidetox_ray.cli import experiments, plan, doctor, detoxify, evaluate, steps, models, harness, about  # noqa: F401  # isort: skip
 from unidetox_ray.cli.app import app
 from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, UnidetoxError
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unidetox_ray import registry
+from unidetox_ray.cli import completion
 from unidetox_ray.cli.app import app
 from unidetox_ray.cli.options import ExperimentFile, Fresh, Limit, Overrides, ShowText
 from unidetox_ray.errors import ConfigError
@@ -26,6 +27,7 @@ def run(
         typer.Option(
             "--until",
             metavar="STAGE",
+            autocompletion=completion.stages,
             help="Stop after: models, toxic, corpus, search, finetune, generate, score or report.",
         ),
     ] = "report",
@@ -100,11 +102,39 @@ def distill(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example outputs/tiny.")],
+    run_folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Run folder, for example outputs/tiny.", autocompletion=completion.run_folders
+        ),
+    ],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            metavar="RUN|FILE",
+            help="Compare with this run, or with a file of --save-baseline: speed-up, efficiency, cost.",
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", min=0.0, help="With --baseline: of a device for an hour, in any currency."),
+    ] = None,
+    baseline_price: Annotated[
+        float | None,
+        typer.Option("--baseline-price", min=0.0, help="Of the baseline's devices, where it is another."),
+    ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-baseline", metavar="FILE", help="Write what the run took as a portable JSON file."
+        ),
+    ] = None,
     show_text: ShowText = False,
 ) -> None:
     """Rebuild tables and plots of a run from its stored files; needs no GPU and no model."""
-    from unidetox_ray.report import build
+    from unidetox_ray.report import baseline as baselines
+    from unidetox_ray.report import baseline_sections, build
     from unidetox_ray.results import read_results
     from unidetox_ray.table import leaderboard
 
@@ -112,9 +142,23 @@ def report(
         raise ConfigError(
             f"{run_folder}: holds no config.yaml; give the folder of a run, such as outputs/tiny"
         )
-    paths = build(run_folder, show_text=show_text)
+    if baseline is None and (price is not None or baseline_price is not None):
+        raise ConfigError("--price and --baseline-price are of a comparison; add --baseline RUN or FILE")
+    comparison = None
+    if baseline is not None:
+        comparison = baselines.compared(
+            baselines.costs_of_run(run_folder),
+            baselines.read(baseline),
+            price=price,
+            base_price=baseline_price,
+        )
+    if save_baseline is not None:
+        typer.echo(f"baseline: {baselines.save(run_folder, save_baseline)}")
+    paths = build(run_folder, show_text=show_text, comparison=comparison)
     if (run_folder / "results.json").exists() and (ranking := leaderboard(read_results(run_folder))):
         typer.echo(ranking)
+    if comparison is not None:
+        typer.echo(baseline_sections.console(comparison))
     typer.echo(f"report: {paths.html}\n        {paths.markdown}")
 
 
@@ -126,10 +170,10 @@ def load_experiment(path: str, overrides: list[str] | None, limit: int | None = 
 
 def execute(experiment: Experiment, until: str, fresh: bool) -> Result:
     from unidetox_ray.display import TerminalDisplay
-    from unidetox_ray.pipeline import STAGES, run
+    from unidetox_ray.pipeline import run
 
-    if until not in STAGES:
-        raise ConfigError(f"--until = {until!r}; {registry.suggest(until, STAGES)}")
+    if until not in registry.STAGES:
+        raise ConfigError(f"--until = {until!r}; {registry.suggest(until, registry.STAGES)}")
     return run(experiment, until=until, fresh=fresh, display=TerminalDisplay())
 
 

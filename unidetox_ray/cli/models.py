@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from unidetox_ray.cli import completion
 from unidetox_ray.cli.app import app
 
 
@@ -33,16 +34,28 @@ def convert(
 
 @app.command()
 def export(
-    cell: Annotated[
+    source: Annotated[
         Path,
-        typer.Argument(metavar="CELL", help="Folder of a model in a run, for example outputs/tiny/models/…."),
+        typer.Argument(
+            metavar="RUN|CELL",
+            help="Folder of a run (outputs/tiny) or of one model in it (outputs/tiny/models/…).",
+            autocompletion=completion.run_folders,
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist.")],
+    licence: Annotated[
+        str,
+        typer.Option("--licence", help="Licence of a run's corpora for their cards, as the Hub spells it."),
+    ] = "unknown",
     allow_toxic: Annotated[
         bool, typer.Option("--allow-toxic", help="Also a model that was made to write hateful text.")
     ] = False,
 ) -> None:
-    """Copy a finished model out of a run, with its card, checked against its hashes. Nothing is uploaded."""
-    from unidetox_ray.exporting import export_model
+    """Copy corpora and results of a run, or one finished model, out with their cards. Nothing is uploaded."""
+    from unidetox_ray.exporting import export_model, export_run
 
-    typer.echo(f"model: {export_model(cell, to, allow_toxic=allow_toxic)}")
+    if (source / "config.yaml").is_file():
+        folder, corpora = export_run(source, to, licence=licence)
+        typer.echo(f"run: {folder} ({len(corpora)} corpora)")
+    else:
+        typer.echo(f"model: {export_model(source, to, allow_toxic=allow_toxic)}")

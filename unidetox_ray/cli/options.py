@@ -6,13 +6,22 @@ from typing import Annotated
 
 import typer
 
+from unidetox_ray.cli import completion
+
 ExperimentFile = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="Experiment file, for example experiments/tiny.yaml.")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="Experiment file, for example experiments/tiny.yaml.",
+        autocompletion=completion.experiment_files,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings that override the file's, for example finetune.lr=1e-5."
+        metavar="[KEY=VALUE]...",
+        help="Settings that override the file's, for example finetune.lr=1e-5.",
+        autocompletion=completion.overrides,
     ),
 ]
 Limit = Annotated[

@@ -46,6 +46,8 @@ class LoopSettings:
     compile: Compile = "auto"
     pack_to: int = 0
     """Tokens of a row that several texts share; 0 = one text a row."""
+    micro_batch: int = 0
+    """Rows of a worker that go through the model at once, their gradients summed over a step; 0 = all of them."""
 
 
 @dataclass
@@ -126,22 +128,20 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
     """
     if world == 1:
         return batch
+    most = -(-batch.input_ids.shape[0] // world)
     if rank >= batch.input_ids.shape[0]:
-        nothing = torch.full_like(batch.labels[:1], IGNORE)
+        own = batch.without_loss()
+    else:
+        mask = batch.attention_mask[rank::world]
         positions, segments = (
-            None if each is None else each[:1] for each in (batch.position_ids, batch.segments)
+            None if each is None else each[rank::world] for each in (batch.position_ids, batch.segments)
         )
-        return Batch(
-            batch.input_ids[:1], batch.attention_mask[:1], nothing, 0, batch.targets, positions, segments
-        )
-    mask = batch.attention_mask[rank::world]
-    positions, segments = (
-        None if each is None else each[rank::world] for each in (batch.position_ids, batch.segments)
-    )
-    return Batch(
-        batch.input_ids[rank::world], mask, batch.labels[rank::world], int(mask.sum()), batch.targets,
-        positions, segments,
-    )  # fmt: skip
+        own = Batch(
+            batch.input_ids[rank::world], mask, batch.labels[rank::world], int(mask.sum()), batch.targets,
+            positions, segments,
+        )  # fmt: skip
+    own.most_rows = most
+    return own
 
 
 def train(
@@ -258,12 +258,15 @@ class PlainStepper:
         return loss, norm.detach()
 
     def _backward(self, batch: Batch) -> Tensor:
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"
-        ):
-            loss = self.forward.loss(batch)
-        loss.backward()
-        return loss.detach()
+        losses = []
+        for piece in batch.pieces(self.settings.micro_batch):
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16_master"
+            ):
+                loss = self.forward.loss(piece)
+            loss.backward()
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def state(self) -> dict[str, Any]:
         return {

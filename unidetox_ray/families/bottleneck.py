@@ -80,6 +80,14 @@ def save(folder: Path, model: Any, state: Mapping[str, Tensor], base: Mapping[st
     (folder / CONFIG).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def moved(folder: Path, place: Path) -> None:
+    """Adjust a folder of adapters that is about to be moved to `place`: where its base model lies, seen from there."""
+    value = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if "relative" in value["base"]:
+        value["base"]["relative"] = os.path.relpath(Path(value["base"]["path"]).absolute(), place.absolute())
+        (folder / CONFIG).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def open_adapted(folder: str | Path, *, dtype: str, device: str) -> Any:
     """The base model with the folder's adapters, in evaluation mode. ModelError, one line, says what does not fit."""
     from safetensors import SafetensorError

@@ -7,12 +7,12 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unidetox_ray import registry
 from unidetox_ray.core import kernels
 from unidetox_ray.core.decoder import Decoder
 from unidetox_ray.core.lean import LeanRunner
+from unidetox_ray.families.agreement import disagreement
 from unidetox_ray.families.base import Family
 from unidetox_ray.families.reading import Unsupported, require
 
@@ -79,32 +79,12 @@ def _check_shapes(decoder: Decoder) -> None:
 
 
 def _check(model: Any, runner: LeanRunner) -> None:
-    """Compare with the model's own forward: two prompts of unequal length, then two steps. Unsupported if unequal."""
+    """Compare with the model's own forward (`families.agreement`). Unsupported if unequal."""
     limit = runner.max_positions or 64
-    require(limit >= 4, f"knows {limit} positions only")
-    lengths = [min(9, limit - 2), min(4, limit - 2)]
-    draw = torch.Generator().manual_seed(0)
-    known = int(model.get_input_embeddings().weight.shape[0])  # a head may be wider: a map, not a vocabulary
-    ids = torch.randint(known, (2, max(lengths) + 2), generator=draw).to(runner.device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    require(limit >= 5, f"knows {limit} positions only")
     try:
-        with torch.inference_mode():
-            runner.open(2, max(lengths) + 2)
-            rows = torch.arange(2, device=runner.device)
-            measured = torch.tensor(lengths, device=runner.device)
-            got = [runner.prefill(ids[:, : max(lengths)], measured, rows).clone()]
-            for step in range(2):
-                tokens = torch.stack([ids[row, length + step] for row, length in enumerate(lengths)])
-                got.append(runner.step(tokens).clone())
-            for row, length in enumerate(lengths):
-                logits: Tensor = model(input_ids=ids[row : row + 1, : length + 2], use_cache=False).logits[0]
-                wanted = logits[length - 1 :].double()
-                mine = torch.stack([part[row] for part in got]).double()
-                error = (mine - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
-                agrees = bool(error <= _TOLERANCE[runner.dtype])  # also false when not a number
-                require(agrees, f"its logits differ from its own forward's by {float(error):.1e}")
+        error = disagreement(model, runner, most_positions=limit)
     finally:
         runner.empty()
-        for module, mode in modes.items():
-            module.training = mode
+    agrees = error <= _TOLERANCE[runner.dtype]  # also false when not a number
+    require(agrees, f"its logits differ from its own forward's by {error:.1e}")

@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 # transformers 5 otherwise starts a thread that asks the hub to convert .bin weights; we refuse those instead.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
-#: Standard names of linear layers, for a family that no file here describes.
+#: Standard names of linear layers, for a family that no file here describes; `families.targets` looks into the model.
 _COMMON_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+#: Where attention and feed-forward end in the library's other architectures (GPT-NeoX, GPT-J, BLOOM, Phi, MPT, XGLM …).
+_COMMON_SUBLAYERS = (
+    r".*\.(?:self_attn|attn|attention|self_attention)\.(?:o_proj|out_proj|c_proj|dense|Wo)",
+    r".*\.attn\.attention\.out_proj",
+    r".*\.norm_attn_norm\.attn\.out_proj",
+    r".*\.(?:mlp|ffn|feed_forward)\.(?:down_proj|c_proj|fc2|fc_out|dense_4h_to_h|w2|Wo)",
+    r".*\.layers\.\d+\.fc2",
+)
 
 
 def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -211,7 +219,7 @@ def family_of(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
         start_token="bos" if has_bos else "eos",
         adapter_targets=_COMMON_TARGETS,
         value_matrices=(r".*\.mlp\.down_proj\.weight",),
-        sublayers=(r".*\.self_attn\.o_proj", r".*\.mlp\.down_proj"),
+        sublayers=_COMMON_SUBLAYERS,
         licence="see the model's own card",
         tiny_config=None,
         train_tokenizer=None,

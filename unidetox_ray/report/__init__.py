@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unidetox_ray.report.baseline import Comparison
 
 __all__ = ["ReportPaths", "build", "build_search"]
 
@@ -21,11 +25,11 @@ class ReportPaths:
     markdown: Path
 
 
-def build(run_dir: Path, *, show_text: bool = False) -> ReportPaths:
+def build(run_dir: Path, *, show_text: bool = False, comparison: Comparison | None = None) -> ReportPaths:
     """Write report.html and report.md into a run folder and return their paths; beside them leaderboard.json and .csv.
 
     Parts of the folder that are absent leave their section out; damaged ones are named in the report. Text of
-    models and data is masked unless `show_text`. ArtifactError when the folder does not exist or its
+    models and data is masked unless `show_text`. comparison: with a baseline, a section of its own. ArtifactError when the folder does not exist or its
     results.json is damaged.
     """
     from unidetox_ray.leaderboard import write_leaderboard
@@ -35,7 +39,7 @@ def build(run_dir: Path, *, show_text: bool = False) -> ReportPaths:
     run = load.load(Path(run_dir))
     if run.has_results:
         write_leaderboard(leaderboard_sections.board_of_run(run), Path(run_dir))
-    document = whole.document(run, show_text)
+    document = whole.document(run, show_text, comparison)
     return ReportPaths(
         html=write(Path(run_dir) / "report.html", html.render(document)),
         markdown=write(Path(run_dir) / "report.md", markdown.render(document)),

@@ -77,6 +77,8 @@ class Chart:
     panels: tuple[str, ...]
     table: Table
     legend: tuple[Legend, ...] = ()
+    wide: bool = False
+    """Each panel as wide as the page."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ def escape(text: str) -> str:
     return _escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
-def render(document: doc.Document) -> str:
+_FOOTER = (
+    "Made by unidetox_ray from the files of the run folder. The same content is in the Markdown beside it."
+)
+
+
+def render(document: doc.Document, *, footer: str = _FOOTER) -> str:
     """The whole page."""
     digest = base64.b64encode(hashlib.sha256(JS.encode()).digest()).decode()
     policy = (
@@ -38,8 +43,7 @@ def render(document: doc.Document) -> str:
         f"<title>{escape(document.title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(document.title)}</h1>\n<p class="sub">{escape(document.subtitle)}</p>\n'
         f'<nav aria-label="Sections">{links}</nav></header>\n<main>\n{sections}\n</main>\n'
-        "<footer>Made by unidetox_ray from the files of the run folder. "
-        f"The same content is in the Markdown beside it.</footer>\n<script>{JS}</script>\n</body>\n</html>\n"
+        f"<footer>{escape(footer)}</footer>\n<script>{JS}</script>\n</body>\n</html>\n"
     )
 
 
@@ -86,7 +90,7 @@ def _chart(chart: doc.Chart) -> str:
     return (
         f'<figure><figcaption><h3>{escape(chart.title)}</h3><p class="note">{escape(chart.note)}</p>'
         f"</figcaption>{legend}"
-        f'<div class="panels">{panels}</div><details><summary>The numbers as a table</summary>'
+        f'<div class="panels{" wide" if chart.wide else ""}">{panels}</div><details><summary>The numbers as a table</summary>'
         f"{_table(chart.table)}</details></figure>"
     )
 

@@ -54,7 +54,7 @@ margin:0 0 16px;border:1px solid var(--line);border-radius:4px;position:relative
 table{border-collapse:separate;border-spacing:0;min-width:min(100%,44em);font-size:14px;line-height:1.35}
 caption{text-align:left;color:var(--soft);font-size:13.5px;padding:8px 10px;background:var(--box)}
 caption span{position:sticky;left:10px;display:block;max-width:min(110ch,calc(100vw - 64px))}
-th,td{padding:6px 10px;text-align:left;vertical-align:top;border-top:1px solid var(--faint)}
+th,td{padding:6px;text-align:left;vertical-align:top;border-top:1px solid var(--faint)}
 thead th{font-weight:600;border-top:1px solid var(--line);border-bottom:1px solid var(--line);
 background:var(--box);
 white-space:nowrap;vertical-align:bottom}
@@ -85,6 +85,8 @@ th[aria-sort=descending] button::after{content:" ↓";color:inherit}
 .legend{list-style:none;margin:0 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:2px 18px;font-size:14px}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,272px),1fr));gap:14px 24px;
 margin:0 0 8px}
+.panels.wide{grid-template-columns:1fr}
+.panels.wide .chart{max-width:none}
 svg.chart{width:100%;max-width:420px;height:auto;display:block;overflow:visible}
 figure{margin:0 0 22px}
 figcaption h3{margin-top:18px}

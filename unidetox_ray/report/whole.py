@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from unidetox_ray.report import (
+    baseline_sections,
     content_sections,
     leaderboard_sections,
     result_sections,
     run_sections,
     tuning_sections,
 )
+from unidetox_ray.report.baseline import Comparison
 from unidetox_ray.report.document import Document, Section, prose
 from unidetox_ray.report.model import Run
 from unidetox_ray.report.text import clean, plural
 
 
-def document(run: Run, show_text: bool) -> Document:
+def document(run: Run, show_text: bool, comparison: Comparison | None = None) -> Document:
     """All sections that have something to show."""
     sections = [
         result_sections.headline(run),
@@ -26,6 +28,7 @@ def document(run: Run, show_text: bool) -> Document:
         run_sections.corpus(run, show_text),
         content_sections.content(run, show_text),
         run_sections.cost(run),
+        None if comparison is None else baseline_sections.section(comparison),
         run_sections.protocol(run),
         result_sections.further_metrics(run),
         result_sections.second_scorers(run),

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from unidetox_ray.errors import StageError
@@ -192,6 +193,31 @@ def on_one_machine() -> bool:
     import ray
 
     return str(ray.get_runtime_context().gcs_address).rpartition(":")[0] == "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a cluster has. memory: bytes of its smallest node. accelerators: what its nodes call their GPUs."""
+
+    cpus: int
+    gpus: int
+    memory: float
+    accelerators: tuple[str, ...]
+
+
+def devices_of(settings: ClusterSection) -> Devices:
+    """The devices of the cluster at the settings' address; StageError where it cannot be reached."""
+    with connected(settings):
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    names = {
+        name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")
+    }
+    return Devices(
+        cpus=int(sum(node.get("CPU", 0) for node in nodes)), gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+        memory=float(min((node.get("memory", 0.0) for node in nodes), default=0.0)), accelerators=tuple(sorted(names)),
+    )  # fmt: skip
 
 
 def has_gpus() -> bool:

@@ -20,6 +20,7 @@ from unidetox_ray.metrics import content
 from unidetox_ray.metrics.content_classifier import JUDGED, ContentClassifier, judge_labels, judge_toxicity
 from unidetox_ray.schemas import check
 from unidetox_ray.settings import ModelRef
+from unidetox_ray.stages import held
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle, handle_of
 from unidetox_ray.stages.orders import clear_parts, fulfil
@@ -153,7 +154,8 @@ def run(
             counts={"expected": judged.height, "ok": judged.height - failed, "failed": failed},
         )  # fmt: skip
     context.record(
-        "content", key, time.perf_counter() - started, reused=reused, processes=min(cluster.score_actors, len(corpora))
+        "content", key, time.perf_counter() - started, reused=reused, processes=min(cluster.score_actors, len(corpora)),
+        devices=held.by_actors(context, cluster.score_actors, len(corpora)),
     )  # fmt: skip
     return folder, manifest
 

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from unidetox_ray.artifacts import RunFolder
+from unidetox_ray.artifacts import RunFolder, read_json, write_json
 from unidetox_ray.config import Experiment, digest
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.settings import DataSource
 
 if TYPE_CHECKING:
     from unidetox_ray.data.base import Loaded
+
+
+#: What every stage of a run took, in the run folder.
+STAGES = "stages.json"
 
 
 class Display(Protocol):
@@ -48,11 +52,14 @@ class Context:
     mirror: Any = None
     """remote.Mirror when storage is an address, else None."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """One row per stage of this run: stage, key, seconds, reused."""
+    """One row per stage of this run, as `stages.json` has them; see `record`."""
     _tables: dict[str, Loaded] = field(default_factory=dict)
     _open: ExitStack = field(default_factory=ExitStack)
     _connected: bool = False
     _gpu: bool = False
+    _devices: float = 0.0
+    _accelerator: str | None = None
+    _before: dict[tuple[str, str], dict[str, Any]] | None = None
 
     def connect(self) -> None:
         """Join or start Ray, on the first stage that has work for it: a run that is all done starts nothing."""
@@ -63,7 +70,11 @@ class Context:
             self._connected = True
             import ray
 
-            self._gpu = ray.cluster_resources().get("GPU", 0) > 0
+            found = ray.cluster_resources()
+            self._gpu = found.get("GPU", 0) > 0
+            self._devices = float(found.get("GPU" if self._gpu else "CPU", 0))
+            names = sorted(name.partition(":")[2] for name in found if name.startswith("accelerator_type:"))
+            self._accelerator = ", ".join(names) or None
             nodes = sum(bool(node["Alive"]) for node in ray.nodes())
             if self.mirror is not None and nodes > 1:
                 raise ConfigError(
@@ -75,6 +86,16 @@ class Context:
     def on_gpu(self) -> bool:
         """Whether this run's cluster has GPUs; False while no stage had work for a cluster."""
         return self._gpu
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stage of this run had work for a cluster so far."""
+        return self._connected
+
+    @property
+    def devices(self) -> float:
+        """GPUs of the cluster, or CPUs where it has none; 0 while nothing is connected."""
+        return self._devices
 
     def close(self) -> None:
         """End what `connect` started."""
@@ -103,6 +124,10 @@ class Context:
         """At most `limit` rows of the experiment's; see `spread`."""
         return spread(table, self.experiment.limit, by)
 
+    def take_data(self, other: Context) -> None:
+        """What another context has loaded, as if it had been loaded here."""
+        self._tables.update(other._tables)
+
     def use_prompts(self, table: pl.DataFrame, sha256: str) -> None:
         """Prompts that were given rather than named: stage verbs on a user's own file."""
         from unidetox_ray.data.base import Loaded
@@ -120,9 +145,32 @@ class Context:
         return self.data("prompts", self.experiment.data.prompts).sha256
 
     def record(
-        self, stage: str, key: str, seconds: float, *, reused: bool, tokens: float = 0, processes: int = 1
+        self,
+        stage: str,
+        key: str,
+        seconds: float,
+        *,
+        reused: bool,
+        tokens: float = 0,
+        processes: int = 1,
+        devices: float = 0.0,
+        partial: bool = False,
     ) -> None:
-        """One finished stage. seconds: wall clock here. tokens: generated or trained on. processes: that worked at once."""
+        """One finished stage, into `stages.json`.
+
+        seconds: wall clock here. tokens: generated or trained on. processes: that worked at once. devices: GPUs, or CPUs where
+        the cluster has none, that it held from start to end (`stages.held`). partial: some of its work was found finished. What a reused stage took when it was made is kept
+        from the run that made it, under `spent`; null where no run left it.
+        """
+        spent: dict[str, Any] | None
+        if reused:
+            spent = (self._stages_before().get((stage, key)) or {}).get("spent")
+        else:
+            spent = {
+                "seconds": round(seconds, 3), "device": "gpu" if self._gpu else "cpu", "devices": devices,
+                "device_seconds": round(seconds * devices, 3), "tokens": tokens, "cluster_devices": self._devices,
+                "partial": partial, "accelerator": self._accelerator,
+            }  # fmt: skip
         row = {
             "stage": stage,
             "key": key,
@@ -130,10 +178,24 @@ class Context:
             "reused": reused,
             "tokens": tokens,
             "processes": processes,
+            "spent": spent,
         }
+        self._stages_before()  # read before it is written over
         self.stages.append(row)
+        write_json(self.folder.root / STAGES, self.stages)
         if self.mirror is not None:
             self.mirror.send()
+
+    def _stages_before(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The rows that earlier runs left here, by stage and key; of a stage that comes twice, the one that did the work."""
+        if self._before is None:
+            self._before = {}
+            path = self.folder.root / STAGES
+            rows = read_json(path) if path.exists() else []
+            for row in rows if isinstance(rows, list) else []:
+                if isinstance(row, dict) and row.get("spent"):
+                    self._before[str(row.get("stage")), str(row.get("key"))] = row
+        return self._before
 
     def data_hashes(self) -> dict[str, str]:
         """What was read so far: role and source -> sha256."""

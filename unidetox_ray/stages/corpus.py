@@ -29,6 +29,7 @@ from unidetox_ray.errors import DataError, ModelError, StageError
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.orders import Done, Lot, clear_parts, fulfil, work_off
@@ -211,6 +212,8 @@ def run(
     folder, key = sampled.lot.folder, sampled.key
     manifest = finished(folder, key)
     reused = manifest is not None
+    # Orders that this run made in the pool of all corpora are its own work.
+    partial = not reused and not spent and len(sampled.lot.missing) < len(sampled.lot.orders)
     if manifest is None:
         with context.display.task(f"corpus {entry.label}", "texts") as advance:
             table = fulfil(
@@ -224,6 +227,7 @@ def run(
     context.record(
         f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused, tokens=manifest.extra["tokens"],
         processes=context.experiment.cluster.corpus_actors,
+        devices=held.by_actors(context, context.experiment.cluster.corpus_actors, len(sampled.lot.orders)), partial=partial,
     )  # fmt: skip
     return folder, manifest
 

@@ -25,6 +25,7 @@ from unidetox_ray.config import checked, digest
 from unidetox_ray.errors import ModelError, StageError, UnidetoxError
 from unidetox_ray.methods.base import WeightsMethod
 from unidetox_ray.settings import ModelRef
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context, absolute
 from unidetox_ray.stages.copies import Copies
@@ -86,8 +87,9 @@ def run(context: Context, cells: Sequence[Cell], copies: Copies) -> None:
             cell.model = {"path": task["folder"], "revision": None, "key": task["key"], "family": cell.family, "name": cell.name}  # fmt: skip
     key = digest(sorted(task["key"] for task in tasks.values()))[:16]
     context.record(
-        "edit", key, time.perf_counter() - started, reused=not missing, processes=max(1, len(missing))
-    )
+        "edit", key, time.perf_counter() - started, reused=not missing, processes=max(1, len(missing)),
+        devices=held.by_tasks(context, len(missing), 0.0), partial=len(missing) < len(tasks),
+    )  # fmt: skip
 
 
 def toxic_of(cell: Cell, method: WeightsMethod, copies: Copies) -> Handle:

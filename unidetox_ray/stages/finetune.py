@@ -16,6 +16,7 @@ from unidetox_ray.config import checked, digest, hashable
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import FinetuneSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.groups import run_groups
@@ -111,4 +112,5 @@ def run(
     context.record(
         "finetune", key, time.perf_counter() - started, reused=not groups, tokens=tokens,
         processes=context.experiment.cluster.workers_per_cell * max(1, len(groups)),
+        devices=held.by_groups(context, len(groups)), partial=sum(map(len, groups.values())) < len(jobs),
     )  # fmt: skip

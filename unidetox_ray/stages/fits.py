@@ -29,6 +29,7 @@ from unidetox_ray.config import checked, digest
 from unidetox_ray.errors import DataError, StageError, UnidetoxError
 from unidetox_ray.methods.base import DecodingMethod, FitTexts
 from unidetox_ray.settings import Section
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
@@ -100,7 +101,8 @@ def make(context: Context, wants: Mapping[K, Want]) -> dict[K, Fitted | Unidetox
     ):
         context.display.say(note)
     context.record(
-        "fits", digest(sorted(distinct))[:16], time.perf_counter() - started, reused=not missing, processes=max(1, len(missing))
+        "fits", digest(sorted(distinct))[:16], time.perf_counter() - started, reused=not missing, processes=max(1, len(missing)),
+        devices=held.by_actors(context, len(missing)), partial=len(missing) < len(distinct),
     )  # fmt: skip
     return found
 

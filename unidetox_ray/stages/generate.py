@@ -21,6 +21,7 @@ from unidetox_ray.artifacts import (
 from unidetox_ray.errors import ModelError, StageError
 from unidetox_ray.schemas import GENERATIONS, check, frame
 from unidetox_ray.settings import EvaluateSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.opening import OpenModel, weight_bytes
@@ -150,6 +151,7 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
     folder = private_folder(context.folder.stage("generate", key))
     manifest = finished(folder, key)
     reused = manifest is not None and not manifest.extra.get("no_text")
+    partial = any((folder / "parts").glob("*.parquet"))
     if manifest is None or not reused:
         (folder / MANIFEST).unlink(missing_ok=True)
         write_parquet(folder / "prompts.parquet", prompts)
@@ -207,5 +209,6 @@ def run(context: Context, cells: Sequence[Cell]) -> tuple[Path, Manifest]:
     context.record(
         "generate", key, time.perf_counter() - started, reused=reused, tokens=sum(manifest.extra["tokens"].values()),
         processes=experiment.cluster.generate_actors,
+        devices=held.by_actors(context, experiment.cluster.generate_actors, len(alive) * evaluate.runs), partial=partial,
     )  # fmt: skip
     return folder, manifest

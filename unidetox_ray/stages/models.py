@@ -25,6 +25,7 @@ from unidetox_ray.config import digest
 from unidetox_ray.errors import ModelError, StageError, UnidetoxError
 from unidetox_ray.locking import turn
 from unidetox_ray.settings import ModelRef, ScorerRef, ScratchSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.context import Context, absolute
 from unidetox_ray.stages.tasks import Task, run_tasks
 
@@ -78,7 +79,12 @@ def run(context: Context) -> tuple[dict[str, Handle], dict[str, Handle]]:
             "label": task.get("label", "toxic"), "sha256": None, "extra": manifest.extra,
         }  # fmt: skip
     key = digest({name: handle["key"] for name, handle in handles.items()})[:16]
-    context.record("models", key, time.perf_counter() - started, reused=not missing)
+    trained = [finished(Path(task["folder"]), task["key"]) for task in missing]
+    context.record(
+        "models", key, time.perf_counter() - started, reused=not missing, partial=len(missing) < len(tasks),
+        tokens=sum(manifest.extra.get("train_tokens", 0) for manifest in trained if manifest is not None),
+        devices=held.by_tasks(context, len(missing), 0.25),
+    )  # fmt: skip
     return (
         {name.partition("/")[2]: handle for name, handle in handles.items() if name.startswith("family/")},
         {name.partition("/")[2]: handle for name, handle in handles.items() if name.startswith("scorer/")},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from unidetox_ray.artifacts import private_folder, write_parquet
 from unidetox_ray.core.batching import device_lost
 from unidetox_ray.errors import StageError, UnidetoxError, kind_named
 from unidetox_ray.stages.context import Context
-from unidetox_ray.stages.recovery import Recovery, part_of
+from unidetox_ray.stages.recovery import Recovery, part_of, unfinished
 
 Progress = Callable[[int, int], None]
 _FACTS = "unidetox.facts"
@@ -60,7 +61,7 @@ class Lot:
     @property
     def missing(self) -> list[Mapping[str, Any]]:
         """Orders that have no part yet."""
-        return [order for order in self.orders if not part_of(self.parts, order).exists()]
+        return unfinished(self.parts, self.orders)
 
 
 class OrderActor:
@@ -100,8 +101,13 @@ class OrderActor:
                 os._exit(1)
             kind = type(error).__name__
             text = f"{error}" if isinstance(error, UnidetoxError) else f"{kind}: {error}"
+            if isinstance(error, FileNotFoundError):
+                text += (
+                    f" ({socket.gethostname()}; every node must see storage and cache under the same path)"
+                )
             return {"id": order["id"], "error": text, "kind": kind, "trace": traceback.format_exc()}
-        return {"id": order["id"], "rows": done.table.height, "seconds": time.perf_counter() - started}
+        spent = time.perf_counter() - started
+        return {"id": order["id"], "rows": done.table.height, "seconds": spent, "host": socket.gethostname()}
 
 
 def fulfil(
@@ -215,6 +221,7 @@ def _pass(lots: Sequence[Lot], actors: int, context: Context, bar: _Bar, *, in_f
         .iter_rows()
     )
     failure: dict[str, Any] = {}
+    finished: list[dict[str, str]] = [{} for _ in lots]
     try:
         for row in receipts:
             receipt = json.loads(row["receipt"])
@@ -222,6 +229,7 @@ def _pass(lots: Sequence[Lot], actors: int, context: Context, bar: _Bar, *, in_f
                 failure = receipt
                 break  # ends the pool
             seconds[receipt["lot"]] += receipt["seconds"]
+            finished[receipt["lot"]][receipt["id"]] = receipt["host"]
             bar.add(rows[receipt["lot"], receipt["id"]])
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
@@ -232,7 +240,23 @@ def _pass(lots: Sequence[Lot], actors: int, context: Context, bar: _Bar, *, in_f
         problem = kind_named(failure["kind"])(f"{name}, order {failure['id']}: {failure['error']}")
         problem.add_note(failure["trace"])
         raise problem
+    for lot, hosts in zip(lots, finished, strict=True):
+        _refuse_apart(lot, hosts)
     return seconds
+
+
+def _refuse_apart(lot: Lot, hosts: Mapping[str, str]) -> None:
+    """StageError when a part that a worker has written is not here: its node writes to a disk of its own.
+
+    Such an order must not be taken for one whose worker died, which would be tried again and given up as failed in the end.
+    hosts: id of every order that was finished -> the machine that did.
+    """
+    lost = [order for order in lot.missing if str(order["id"]) in hosts]
+    if lost:
+        raise StageError(
+            f"{lot.folder.name}: order {lost[0]['id']} was finished on {hosts[str(lost[0]['id'])]} but is not to be seen here; storage "
+            f"must be a folder that every node sees under the same path, {lot.parts} is not (docs/clusters.md)"
+        )
 
 
 def facts_of(folder: Path, orders: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

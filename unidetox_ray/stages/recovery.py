@@ -7,6 +7,7 @@ is given up with a reason, and everything beside it is worked off. Neither is an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,19 @@ def halved(order: Order, count: str) -> list[dict[str, Any]]:
     ]
 
 
+def unfinished(parts: Path, orders: Sequence[Order]) -> list[Order]:
+    """Orders that have no part yet.
+
+    The folder is listed, not asked for each file: a network mount may remember for half a minute that a file was not there, but
+    looks a folder up anew when it is opened.
+    """
+    try:
+        there = {entry.name for entry in os.scandir(parts)}
+    except FileNotFoundError:
+        there = set()
+    return [order for order in orders if part_of(parts, order).name not in there]
+
+
 @dataclass(frozen=True)
 class Recovery:
     """attempt: one pass over orders, which leaves a part for every order that was worked off and none for the others.
@@ -70,7 +84,7 @@ class Recovery:
     say: Callable[[str], None]
 
     def missing(self, orders: Sequence[Order]) -> list[Order]:
-        return [order for order in orders if not part_of(self.parts, order).exists()]
+        return unfinished(self.parts, orders)
 
     def run(self, orders: Sequence[Order]) -> None:
         """Leaves a part for every order; StageError when workers die whatever they are given."""

@@ -9,6 +9,9 @@ from typing import Any
 
 from unidetox_ray.errors import ModelError, StageError
 
+#: Below a model's folder: the peft adapter that was merged into it.
+ADAPTER = "adapter"
+
 
 def save_model(
     engine: Any,
@@ -18,13 +21,14 @@ def save_model(
     prompts: list[list[int]],
     rank: int,
     *,
-    adapter: str | None = None,
+    adapter: Mapping[str, Any] | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> None:
     """Consolidated safetensors, compared with the model in memory before they count.
 
-    adapter: "lora", merged here, "bottleneck", saved without the weights of `base` (path, revision, key, name of the
-    model that was adapted), or None. All but "bottleneck" open with `from_pretrained`.
+    adapter: its settings. kind "lora": merged here, and where `keep` names the base model also left as a peft adapter in the
+    folder `adapter`; kind "bottleneck": saved without the weights of `base` (path, revision, key, name of the model that was
+    adapted). All but "bottleneck" open with `from_pretrained`.
     """
     import torch
 
@@ -40,17 +44,21 @@ def save_model(
     if rank != 0:
         return
     module = engine.module
-    if adapter == "bottleneck":
+    kind = None if adapter is None else adapter["kind"]
+    if kind == "bottleneck":
         from unidetox_ray.families import bottleneck
 
         assert base is not None, "adapters are nothing without their model"
         bottleneck.save(folder, module, module.state_dict() if state is None else state, base)
     else:
-        if adapter == "lora":
+        if kind == "lora":
+            if adapter is not None and adapter.get("keep"):
+                module.peft_config["default"].base_model_name_or_path = adapter["keep"]
+                module.save_pretrained(folder / ADAPTER)
             module, state = module.merge_and_unload(), None
         module.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-    check_saved(folder, module, prompts, logits, merged=adapter == "lora")
+    check_saved(folder, module, prompts, logits, merged=kind == "lora")
 
 
 def check_saved(

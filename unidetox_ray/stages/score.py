@@ -13,6 +13,7 @@ from unidetox_ray.artifacts import Manifest, finished, key_for, private_folder, 
 from unidetox_ray.errors import StageError
 from unidetox_ray.schemas import SCORES, check, frame
 from unidetox_ray.settings import EvaluateSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle, handle_of
@@ -242,6 +243,7 @@ def run(
     folder = private_folder(context.folder.stage("score", key))
     manifest = finished(folder, key)
     reused = manifest is not None
+    partial = any((folder / "parts").glob("*.parquet"))
     if manifest is None:
         for name, table in (("clean", clean), ("quiz", quiz)):
             if table is not None:
@@ -295,6 +297,7 @@ def run(
             counts={"expected": expected, "ok": expected - failed, "failed": failed},
         )  # fmt: skip
     context.record(
-        "score", key, time.perf_counter() - started, reused=reused, processes=experiment.cluster.score_actors
-    )
+        "score", key, time.perf_counter() - started, reused=reused, processes=experiment.cluster.score_actors,
+        devices=held.by_actors(context, experiment.cluster.score_actors), partial=partial,
+    )  # fmt: skip
     return folder, manifest

@@ -35,6 +35,7 @@ from unidetox_ray.settings import (
     SearchSection,
     TuningSection,
 )
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.deaths import died, tried_again
@@ -69,10 +70,14 @@ def run(
     folder = private_folder(context.folder.stage("search", key))
     manifest = finished(folder, key)
     reused = manifest is not None
+    tokens, lanes = 0.0, 0
     if manifest is None:
         probe = probe_in(folder, context, evaluate, prompts, spec)
         jobs = trial_jobs(context, cell, corpus, search, probe, folder, partial(training_of, cell))
+        lanes = len(jobs)
         errors = run_trials(context, jobs, search, f"search-{folder.name}")
+        done = [finished(Path(job.folder), job.key) for job in jobs]
+        tokens = float(sum(each.extra["train_tokens"] for each in done if each is not None))
         trials = _trials(jobs, {name: text for name, (text, _) in errors.items()})
         kinds = {kind for _, kind in errors.values()}
         chosen, why = choose(trials, search, kind=kinds.pop() if len(kinds) == 1 else StageError)
@@ -89,7 +94,10 @@ def run(
             folder, stage="search", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
             counts={"expected": len(trials), "ok": len(trials) - failed, "failed": failed}, extra=values,
         )  # fmt: skip
-    context.record("search", key, time.perf_counter() - started, reused=reused)
+    context.record(
+        "search", key, time.perf_counter() - started, reused=reused, tokens=tokens,
+        devices=held.by_trials(context, lanes, search.max_concurrent),
+    )  # fmt: skip
     chosen = manifest.extra["chosen"]
     return experiment.finetune.model_copy(update={"steps": chosen["steps"], "lr": chosen["lr"]}), manifest
 

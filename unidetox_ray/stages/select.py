@@ -31,6 +31,7 @@ from unidetox_ray.methods.filtered import Filtered
 from unidetox_ray.methods.sgeat import INSTRUCTIONS
 from unidetox_ray.schemas import CORPUS, check
 from unidetox_ray.settings import CorpusSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.orders import facts_of, fulfil
@@ -84,6 +85,7 @@ def run(
     context.record(
         f"corpus-{entry.label}", key, time.perf_counter() - started, reused=reused, tokens=manifest.extra["tokens"],
         processes=context.experiment.cluster.corpus_actors,
+        devices=held.by_actors(context, context.experiment.cluster.corpus_actors),
     )  # fmt: skip
     return folder, manifest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from unidetox_ray.core.batch import Batch
@@ -45,7 +46,7 @@ class DeepSpeedStepper:
             # Else `initialize` compiles a shared-memory extension with g++ for a minute; gloo does its work.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         model = model.to("cuda" if on_gpu else "cpu")
-        self.world = world
+        self.world, self.micro_batch = world, settings.micro_batch
         self.plain: PlainStepper | None = None
         if shards_nothing(section, settings, world):
             self.plain = PlainStepper(model, settings, backend=backend)
@@ -81,15 +82,23 @@ class DeepSpeedStepper:
             return self.plain.step(batch, lr)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.blocks.run(lambda: self.forward.loss(batch, self.world, self.engine))
-        self.engine.backward(loss)
+        pieces = batch.pieces(self.micro_batch)
+        total = torch.zeros((), device=self.forward.device)
+        for number, piece in enumerate(pieces, start=1):
+            # DeepSpeed adds the gradients of pieces up until it is told that a step's last one comes.
+            self.engine.set_gradient_accumulation_boundary(number == len(pieces))
+            loss = self.blocks.run(partial(self.forward.loss, piece, self.world, self.engine))
+            self.engine.backward(loss)
+            total += loss.detach()
+            if number < len(pieces):
+                self.engine.step()  # counts the piece and changes no weight
         # Without a sharding or bfloat16 optimiser DeepSpeed clips but keeps no norm.
         own = torch.nn.utils.get_total_norm(
             [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
         ) if self.no_norm else None  # fmt: skip
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if own is None else own
-        return self._averaged(loss.detach()), torch.as_tensor(float("nan") if norm is None else norm).detach()
+        return self._averaged(total), torch.as_tensor(float("nan") if norm is None else norm).detach()
 
     def _averaged(self, loss: Any) -> Any:
         """The mean over workers: of the loss of a share, the mean over all tokens of the batch."""

@@ -31,7 +31,8 @@ def run_tasks(
 
     from unidetox_ray.stages.training import failure
 
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(work)
+    # Models are large: tasks that may run at once go to different nodes, where there are several, before they share one's memory.
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1, scheduling_strategy="SPREAD")(work)
     pending = {remote.remote(json.dumps(task)): task for task in tasks}
     total = len(pending)
     with context.display.task(label, unit) as advance:

@@ -18,6 +18,7 @@ from unidetox_ray.artifacts import finished, key_for, write_parquet
 from unidetox_ray.config import digest, hashable
 from unidetox_ray.errors import DataError
 from unidetox_ray.methods.base import Need
+from unidetox_ray.stages import held
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.copies import Copies
 from unidetox_ray.stages.groups import run_groups
@@ -100,5 +101,6 @@ def run(context: Context, needed: Needed, bases: Mapping[str, Handle]) -> Copies
         "toxic", keys[0] if len(keys) == 1 else digest(keys)[:16], time.perf_counter() - started, reused=not groups,
         tokens=sum(manifest.extra["train_tokens"] for manifest in copies.manifests.values()),
         processes=context.experiment.cluster.workers_per_cell * max(1, len(groups)),
+        devices=held.by_groups(context, len(groups)), partial=sum(map(len, groups.values())) < len(jobs),
     )  # fmt: skip
     return copies

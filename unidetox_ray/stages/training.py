@@ -93,6 +93,7 @@ def loop_settings(section: ToxicSection | FinetuneSection, *, steps: int, seed: 
         pad_to=section.pad_to,
         compile=section.compile,
         pack_to=section.max_length if section.packing else 0,
+        micro_batch=section.micro_batch,
     )
 
 
@@ -151,6 +152,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     from unidetox_ray.core.flops import Pace, parameters_of
     from unidetox_ray.core.loop import Log, train
     from unidetox_ray.families.loading import load_model, load_tokenizer, special_ids
+    from unidetox_ray.families.supported import refuse_not_causal
     from unidetox_ray.stages import checkpoints
 
     started = time.perf_counter()
@@ -163,8 +165,10 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     if job.dropout is not None:
         set_dropout(model, job.dropout)
     refuse_adapted(model, job)
+    refuse_not_causal(model, job.model["name"])
     if job.adapter is not None:
         model = with_adapter(model, job.adapter, settings.seed)
+    targets = adapted_layers(model)
     rows, counts = rows_of(job, tokenizer, ids.eos)
     if not rows:
         raise StageError(f"{job.name}: no text of {job.texts} holds two tokens; nothing to train on")
@@ -218,7 +222,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
         with stepper.blocks.paused():
             save_model(
                 stepper.engine, model, tokenizer, folder, rows[:2], rank,
-                adapter=None if job.adapter is None else job.adapter["kind"], base=job.model,
+                adapter=job.adapter, base=job.model,
             )  # fmt: skip
     if rank == 0:
         write_log(folder, log, training_seconds)
@@ -237,7 +241,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
             extra={
                 "name": job.name, "family": job.family, "texts": counts, "steps": settings.steps, "measured": measured,
                 "train_seconds": round(training_seconds + seconds_before, 3), "train_tokens": sum(log.tokens),
-                "trainable_parameters": weights.trainable,
+                "trainable_parameters": weights.trainable, "adapter_targets": targets,
                 "final_loss": log.loss[-1], "device": device, "world_size": world, "resumed_at": start, "speed": speed,
             },
         )  # fmt: skip
@@ -306,6 +310,12 @@ def with_adapter(model: Any, adapter: dict[str, Any], seed: int) -> Any:
     return with_bottlenecks(model, size=adapter["size"], seed=seed)
 
 
+def adapted_layers(model: Any) -> list[str] | None:
+    """What peft put adapters on, names as in its config; None for a model without its adapters."""
+    found = getattr(model, "peft_config", None)
+    return None if found is None else sorted(found["default"].target_modules)
+
+
 def unwrapped(model: Any) -> Any:
     """The model within peft's wrapper, its adapters in place: the wrapper hides which arguments the forward takes."""
     inner = getattr(model, "get_base_model", None)
@@ -313,17 +323,16 @@ def unwrapped(model: Any) -> Any:
 
 
 def with_lora(model: Any, settings: dict[str, Any]) -> Any:
-    """Low-rank adapters (Hu et al. 2021) on the family's own target modules, through peft."""
+    """Low-rank adapters (Hu et al. 2021) on the model's linear layers (`families.targets`), through peft."""
     import peft
 
-    from unidetox_ray.families.loading import family_of
+    from unidetox_ray.families.targets import lora_targets
 
-    targets = list(family_of(model.config).adapter_targets)
     config = peft.LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
-        target_modules=targets,
+        target_modules=lora_targets(model),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config)
@@ -360,13 +369,13 @@ def group_trainer(
 ) -> Any:
     """The TorchTrainer of one training group; its name is fixed by its jobs, so a restart is the same run."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from unidetox_ray.stages.cluster import has_gpus, on_one_machine
-    from unidetox_ray.stages.meeting import OneMachine
+    from unidetox_ray.stages.meeting import OneMachine, SeveralMachines
 
     gpus = has_gpus()
-    meeting = OneMachine if on_one_machine() else TorchConfig
+    meeting = OneMachine if on_one_machine() else SeveralMachines
     shutil.rmtree(storage / name, ignore_errors=True)  # the jobs' own folders hold all that resumes
     return TorchTrainer(
         train_worker,
@@ -414,7 +423,7 @@ def run_group(name: str, jobs: Sequence[Job], cluster: ClusterSection, storage: 
                 waiting = still
                 continue
         if still and error is None:
-            error = "the training ended without a result"
+            error = f"the training ended without a result in {still[0].folder}; on several nodes every one must see that folder"
         if still:
             outcomes[still[0].name] = Outcome(still[0].name, error=error, kind=kind)
         waiting = still[1:]

@@ -29,6 +29,7 @@ from unidetox_ray.config import Experiment, MethodEntry
 from unidetox_ray.errors import StageError
 from unidetox_ray.metrics.curves import Statistics, TrialSpace
 from unidetox_ray.settings import SearchSection
+from unidetox_ray.stages import held
 from unidetox_ray.stages.cells import OWN, Tuned, tuned_families
 from unidetox_ray.stages.choice import Dial, Row, choose, curves, ends, plain
 from unidetox_ray.stages.context import Context
@@ -106,7 +107,10 @@ def run(
             folder, stage="tune", key=key, seconds=time.perf_counter() - started, config=config, inputs=inputs,
             counts={"expected": len(trials), "ok": len(trials) - failed, "failed": failed}, extra={"name": "tune"},
         )  # fmt: skip
-    context.record("tune", key, time.perf_counter() - started, reused=reused)
+    context.record(
+        "tune", key, time.perf_counter() - started, reused=reused,
+        devices=held.by_trials(context, len(trials), experiment.tuning.max_concurrent),
+    )  # fmt: skip
     values = read_json(folder / "tuning.json")
     return Tuning(choices(experiment, values), values, manifest)
 

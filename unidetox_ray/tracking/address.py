@@ -165,18 +165,23 @@ def _locked(file: Path | None) -> Iterator[None]:
         ) from None
 
 
+def check_database(file: Path) -> None:
+    """ConfigError unless the file is a whole MLflow database; it is only read. sqlite3.Error where it is no database."""
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+        listing = database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        tables = {name for (name,) in listing}
+    half_migrated = any(name.startswith("_alembic_tmp") for name in tables)
+    if half_migrated or not {"experiments", "runs", "alembic_version"} <= tables:
+        raise ConfigError(
+            f"tracking.uri {SQLITE}{file}: the file is not a whole MLflow database; name another file or "
+            "move this one away"
+        )
+
+
 def _create_database(file: Path, artifact_root: Path) -> None:
     """Create `file` unless it is there; a file of another program is refused and left as it is."""
     if file.exists() and file.stat().st_size > 0:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
-            listing = database.execute("SELECT name FROM sqlite_master WHERE type='table'")
-            tables = {name for (name,) in listing}
-        half_migrated = any(name.startswith("_alembic_tmp") for name in tables)
-        if half_migrated or not {"experiments", "runs", "alembic_version"} <= tables:
-            raise ConfigError(
-                f"tracking.uri {SQLITE}{file}: the file is not a whole MLflow database; name another file or "
-                "move this one away"
-            )
+        check_database(file)
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

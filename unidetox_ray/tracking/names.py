@@ -32,6 +32,7 @@ COMMON_TAGS = (
     "scorer",
     "corpus_sha256",
     "key",
+    "model_id",
 )
 
 

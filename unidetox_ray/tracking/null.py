@@ -32,6 +32,12 @@ class NullRun:
     def dataset(self, name: str, path: Path, digest: str, context: str, rows: int) -> None:
         """Records nothing."""
 
+    def model(self, name: str, *, card: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Records nothing."""
+
+    def note(self, markdown: str) -> None:
+        """Records nothing."""
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Records nothing."""
 
@@ -62,6 +68,9 @@ class NullTracker:
     ) -> NullRun:
         """A run that records nothing."""
         return NullRun()
+
+    def describe(self, markdown: str) -> None:
+        """Records nothing."""
 
     def leaderboard(self, df: pl.DataFrame) -> None:
         """Records nothing."""

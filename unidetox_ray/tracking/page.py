@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.tracking.address import (
@@ -15,6 +15,11 @@ from unidetox_ray.tracking.address import (
     store_errors,
     without_password,
 )
+from unidetox_ray.tracking.views import CELLS, VIEW_TAG, view_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 LOOPBACK = "127.0.0.1"
 
@@ -45,16 +50,36 @@ def ui_environment() -> dict[str, str]:
     return {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def ui_url(uri: str, experiment: str | None, port: int = 5000) -> str:
-    """Address of an experiment's runs on the page; the start page when the store has no such experiment."""
+def ui_url(uri: str, experiment: str | None = None, port: int = 5000, view: str = CELLS) -> str:
+    """Address of a view of an experiment (`views`), by default of its families and methods side by side.
+
+    experiment: its name, with or without `unidetox/`; None = the one that a run was last recorded in. The start page where
+    the store has no such experiment. ConfigError: the store cannot be read.
+    """
     address = resolve_uri(uri)
     file = database_file(address) if address else None
     start = address if address and address.startswith("http") else f"http://{LOOPBACK}:{port}"
-    if address is None or experiment is None or (file is not None and not file.exists()):
+    if address is None or (file is not None and not file.exists()):
         return f"{start}/"
     with store_errors(without_password(address), "be read", ConfigError):
-        found = connect(address).get_experiment_by_name(experiment)
-    return f"{start}/#/experiments/{found.experiment_id}/runs" if found else f"{start}/"
+        client = connect(address)
+        if experiment is None:
+            found = _latest(client)
+        else:
+            names = (experiment, f"unidetox/{experiment}")
+            found = next(filter(None, map(client.get_experiment_by_name, names)), None)
+    if found is None:
+        return f"{start}/"
+    if f"{VIEW_TAG}{view}" not in found.tags:
+        return f"{start}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning"
+    return f"{start}{view_path(found.experiment_id, view)}"
+
+
+def _latest(client: MlflowClient) -> Experiment | None:
+    """The experiment with the newest run; None where there is no run."""
+    experiments = {each.experiment_id: each for each in client.search_experiments(max_results=1000)}
+    runs = client.search_runs(list(experiments), max_results=1, order_by=["attributes.start_time DESC"])
+    return experiments[runs[0].info.experiment_id] if runs else None
 
 
 def read_runs(uri: str, experiment: str) -> list[dict[str, Any]]:

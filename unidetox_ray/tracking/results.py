@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PARTS = ("ci_low", "ci_high", "n", "failed", "diff", "diff_low", "diff_high")
 #: Metrics of the leaderboard that also show their interval, in this order before all others.
 HEADLINE = ("tp_id", "tp_ood", "emt_id", "emt_ood")
+#: What the descriptions of runs show.
+NOTED = ("tp_all", "tp_id", "tp_ood", "emt_all", "ppl", "clean_ppl", "mmlu")
 #: The parent's table of methods over all families.
 RANKING = "ranking.json"
 _DOMAIN_NUMBERS = ("value", "ci_low", "ci_high", "n")
@@ -66,14 +68,49 @@ def log_results(
             tags={**(tags or {}), **who, **told},
         )
         run.metrics(cell_metrics(row))
+        run.note(cell_note(row))
         domains = domain_table([row])
         if domains.height:
             run.table(domains.drop("cell", "family", "method", "seed"), "domains.json")
         run.end("FINISHED" if row["status"] == "ok" else "FAILED")
     if rows:
         tracker.leaderboard(leaderboard_table(rows))
-        tracker.parent.table(method_table(board_of(rows)), RANKING)
+        ranking = method_table(board_of(rows))
+        first = [name for name in ("rank", "method", *NOTED, RATIO) if name in ranking.columns]
+        tracker.parent.table(ranking.select(*first, pl.exclude(first)), RANKING)
+        tracker.describe(ranking_note(ranking))
         tracker.parent.table(domain_table(rows), "domains.json")
+
+
+def cell_note(row: Mapping[str, Any]) -> str:
+    """The description of a cell's run: its numbers of NOTED with interval and paired difference to base, or its error."""
+    if row["status"] != "ok":
+        return f"Failed: {row.get('error')}"
+    lines = ["| metric | value | 95 % interval | difference to base |", "|---|---|---|---|"]
+    for name in NOTED:
+        metric = row["metrics"].get(name)
+        if metric is None:
+            continue
+        interval = f"{_shown(metric.get('ci_low'))} – {_shown(metric.get('ci_high'))}"
+        lines.append(
+            f"| {name} | {_shown(metric.get('value'))} | {interval} | {_shown(metric.get('diff'), '+')} |"
+        )
+    return "\n".join(lines)
+
+
+def ranking_note(ranking: pl.DataFrame) -> str:
+    """The methods by rank as a Markdown table: means over families of NOTED."""
+    names = [name for name in ("rank", "method", *NOTED, RATIO) if name in ranking.columns]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in ranking.select(names).iter_rows():
+        lines.append("| " + " | ".join(_shown(value) for value in row) + " |")
+    return "\n".join(lines) + "\n\nMethods, means over families; lower is better but for `mmlu`."
+
+
+def _shown(value: Any, sign: str = "") -> str:
+    if value is None:
+        return "–"
+    return f"{value:{sign}.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 def cell_metrics(row: Mapping[str, Any]) -> dict[str, float]:

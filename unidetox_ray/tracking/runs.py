@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from unidetox_ray.tracking.address import Store, store_errors
-from unidetox_ray.tracking.names import TAG_LENGTH, mlflow_name, parameter_values, plain_text, tag_values
+from unidetox_ray.tracking.names import (
+    NOT_APPLICABLE,
+    TAG_LENGTH,
+    mlflow_name,
+    parameter_values,
+    plain_text,
+    tag_values,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -30,6 +38,7 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 POINTS_PER_BATCH = 1000
 NAMES_PER_BATCH = 100
 DIGEST_LENGTH = 36
+NAMES_LENGTH = 120
 #: The MLflow page shows tables to everyone who can open it: no column that can hold hateful text goes there.
 TEXT_COLUMNS = frozenset({"text", "prompt", "continuation", "question", "choices", "token_ids"})
 _NONFINITE = "nonfinite_count"
@@ -56,6 +65,9 @@ class ChildRun:
         # Numbers that were none: the last step counted per name; their total is in `nonfinite_count`.
         self._nonfinite: dict[str, int] = json.loads(run.data.tags.get("unidetox.nonfinite", "{}"))
         self._nonfinite_total = int(run.data.metrics.get(_NONFINITE, 0))
+        model_id = run.data.tags.get("unidetox.model_id", NOT_APPLICABLE)
+        self._model_id: str | None = None if model_id == NOT_APPLICABLE else model_id
+        self._judged_on: dict[str, str] = {}
 
     @property
     def is_open(self) -> bool:
@@ -100,7 +112,8 @@ class ChildRun:
 
         Args:
             digest: SHA-256 of the file or table; MLflow keeps 36 characters, an input tag has the whole.
-            context: what it was used for: "distill", "train", "eval" …
+            context: what it was used for: "distil", "train", "eval" … Numbers recorded after an "eval" stand beside that data
+                set on the model's page.
             rows: number of rows.
         """
         with self._lock, store_errors(self._store.shown, f"record the dataset {name!r}"):
@@ -116,6 +129,44 @@ class ChildRun:
             )
             marks = [InputTag("mlflow.data.context", context), InputTag("digest", digest)]
             self._client.log_inputs(self.run_id, [DatasetInput(dataset, marks)])
+            if context == "eval":
+                self._judged_on = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+
+    def model(self, name: str, *, card: Path, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Give the run's model a page: its card and settings, no weights. Numbers recorded behind a data set "eval" stand there too.
+
+        A run has one model; a second call does nothing. Servers without model pages (before MLflow 3) show the run alone.
+        """
+        if self._model_id is not None:
+            return
+        with self._lock, store_errors(self._store.shown, f"record the model {name!r}"):
+            from mlflow.entities import LoggedModelOutput
+            from mlflow.exceptions import MlflowException
+
+            try:
+                made = self._client.create_logged_model(
+                    self._store.experiment_id,
+                    name=re.sub(r"[/:.%\"'\s]", "_", name)[:NAMES_LENGTH],
+                    source_run_id=self.run_id,
+                    params=parameter_values(params),
+                    tags=tag_values(tags),
+                    model_type="causal language model",
+                )
+            except MlflowException as problem:
+                if problem.error_code == "ENDPOINT_NOT_FOUND":
+                    return
+                raise
+            if card.is_file():
+                self._client.log_model_artifact(made.model_id, str(card))
+            self._client.finalize_logged_model(made.model_id, "READY")
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, 0)])
+            self._set_tags({"unidetox.model_id": made.model_id})
+            self._model_id = made.model_id
+
+    def note(self, markdown: str) -> None:
+        """Set the run's description, which the page shows first."""
+        with self._lock, store_errors(self._store.shown, "set the description"):
+            self._set_tags({"mlflow.note.content": plain_text(markdown, TAG_LENGTH)})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts, replacing one of the same name."""
@@ -194,7 +245,10 @@ class ChildRun:
                         self._nonfinite_total += 1
                 elif step not in self._known_steps(name):
                     self._known_steps(name).add(step)
-                    new.append(Metric(name, float(value), now, step))
+                    # Not the training's curves: the model's page lists every point of a metric on a line of its own.
+                    judged = self._model_id is not None and self._judged_on
+                    about = {"model_id": self._model_id, **self._judged_on} if judged else {}
+                    new.append(Metric(name, float(value), now, step, **about))
             if self._nonfinite_total > counted:
                 total = self._nonfinite_total
                 new.append(Metric(_NONFINITE, float(total), now, total))  # step = count: unique and rising

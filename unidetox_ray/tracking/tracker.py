@@ -28,6 +28,7 @@ from unidetox_ray.errors import (
 from unidetox_ray.tracking.address import Store, store_errors
 from unidetox_ray.tracking.names import common_tags, tag_values
 from unidetox_ray.tracking.runs import ChildRun, Kind
+from unidetox_ray.tracking.views import NOTE_TAG, experiment_tags
 from unidetox_ray.tracking.writer import is_alive, writer_id
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Tracker:
             self._parent._reopen()
             parent_id = self._parent.run_id
             self._parent._set_tags({"mlflow.note.content": _note(parent_id)})
+            self._describe_experiment()
             mine = self._search(f"tags.`unidetox.submission` = '{parent_id}'") if found else iter(())
             self._found = {(r.data.tags["unidetox.kind"], r.data.tags["unidetox.key"]): r for r in mine}
             atexit.register(self._at_exit)
@@ -132,6 +134,10 @@ class Tracker:
                 self._children[(kind, key)] = run
             run.params(params)
             return run
+
+    def describe(self, markdown: str) -> None:
+        """Put `markdown` above what the description of the submission's run says of itself."""
+        self.parent.note(f"{markdown}\n\n{_note(self.parent.run_id)}")
 
     def leaderboard(self, df: pl.DataFrame) -> None:
         """Show `df` as the table `leaderboard.json` of the parent run."""
@@ -195,6 +201,13 @@ class Tracker:
         run._set_tags(values)
         return run
 
+    def _describe_experiment(self) -> None:
+        """Kind, description and views of the experiment; what a user wrote over the description stays."""
+        stored = self._client.get_experiment(self._store.experiment_id).tags
+        for name, value in experiment_tags(self._store.experiment).items():
+            if stored.get(name) != value and not (name == NOTE_TAG and stored.get(name)):
+                self._client.set_experiment_tag(self._store.experiment_id, name, value)
+
     def _search(self, condition: str) -> Iterator[Run]:
         """Runs of the experiment that meet an MLflow filter, oldest first."""
         token: str | None = None
@@ -254,8 +267,8 @@ def status_for(error: BaseException | None) -> str:
 
 def _note(parent_id: str) -> str:
     return (
-        "Leaderboard: artifact `leaderboard.json`; methods over all families: `ranking.json`; per domain: "
-        "`domains.json`.\n\n"
+        "Artifacts: `ranking.json` (methods over all families), `leaderboard.json` (cells), `domains.json`, "
+        "`report/report.html`.\n\n"
         f"All runs of this submission, flat: filter `tags.\"unidetox.submission\" = '{parent_id}'`. "
         "As a tree: sort by Created."
     )

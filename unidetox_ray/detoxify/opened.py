@@ -1,0 +1,37 @@
+"""A model as far as it can be known without its weights; what cannot be detoxified is refused here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unidetox_ray.detoxify.shape import positions_of, skeleton
+from unidetox_ray.settings import ModelRef
+from unidetox_ray.stages.models import Handle, handle_of
+
+
+@dataclass(frozen=True)
+class Opened:
+    """handle: enough to open it anywhere. hub_id: null for a folder."""
+
+    handle: Handle
+    model: Any
+    """Without numbers (`shape.skeleton`)."""
+    model_type: str
+    positions: int | None
+    hub_id: str | None
+
+
+def opened(source: str, revision: str | None = None) -> Opened:
+    """Checks a model before anything is written. ModelError: missing, gated, or none that could be detoxified."""
+    from unidetox_ray.families.loading import load_config, load_tokenizer, special_ids
+    from unidetox_ray.families.supported import refuse_unsupported
+
+    handle = handle_of(ModelRef(source=source, revision=revision), "model")
+    config = load_config(handle["path"], revision)
+    refuse_unsupported(config, source)
+    special_ids(load_tokenizer(handle["path"], revision), config)
+    kind = str(config.model_type)
+    hub_id = None if Path(source).expanduser().is_dir() else source
+    return Opened({**handle, "family": kind}, skeleton(config, source), kind, positions_of(config), hub_id)

@@ -1,0 +1,74 @@
+"""Which models are causal language models that can be trained and decoded here; for others, one line that says why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unidetox_ray import registry
+from unidetox_ray.errors import ModelError
+from unidetox_ray.families.agreement import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+#: A logit may change by this share of the largest when later tokens do: rounding, in float32.
+_TOLERANCE = 1e-3
+_ACCEPTED = "give a causal (decoder-only) language model"
+
+
+def refuse_unsupported(config: PretrainedConfig, name: str) -> None:
+    """ModelError for a config whose model predicts no text from left to right; opens no weights. name: for the message."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
+
+    kind = str(config.model_type)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model {name}: model type {kind!r} is an encoder-decoder, which reads a text and writes another; {_ACCEPTED}"
+        )
+    if getattr(config, "is_decoder", None) is False and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ModelError(
+            f"model {name}: model type {kind!r} is an encoder, which sees the whole text at once and continues none; {_ACCEPTED}"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"model {name}: transformers knows no causal language model of model type {kind!r}; {_ACCEPTED}"
+        )
+    if quantized := getattr(config, "quantization_config", None):
+        how = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise ModelError(
+            f"model {name}: its weights are quantised ({how}), which cannot be trained; give the model it was made from"
+        )
+
+
+def refuse_not_causal(model: Any, name: str) -> None:
+    """ModelError where a token's prediction changes with the tokens behind it, tried on two texts of random ids.
+
+    model: a loaded language model. Registered families are known to be causal and are not tried.
+    """
+    import torch
+
+    if any(
+        registry.lookup("families", each).model_type == model.config.model_type
+        for each in registry.names("families")
+    ):
+        return
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.randint(rows, (2, 6), generator=torch.Generator().manual_seed(0))
+    ids[1, :3] = ids[0, :3]
+    with evaluating(model), torch.no_grad():
+        try:
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :3].float()
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            raise ModelError(
+                f"model {name}: cannot predict the next token of a text ({said}); {_ACCEPTED}"
+            ) from error
+    gap = float((logits[0] - logits[1]).abs().max() / logits.abs().max().clamp(min=1e-6))
+    if not gap <= _TOLERANCE:
+        raise ModelError(
+            f"model {name}: what a {type(model).__name__} predicts for a token changes with the tokens behind it, so it "
+            f"cannot continue a text; {_ACCEPTED}"
+        )
