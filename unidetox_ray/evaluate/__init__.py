@@ -7,5 +7,6 @@ endpoint     texts from an OpenAI-compatible server                       perspe
 scorers      scorers by name, path or hub id (`pinned`)                   scoring      scores of the parts, resumable
 measured     TP, EMT, mean and share, over all and by domain              paired       tests on paired values
 compared     sources against a reference on the prompts that both have    correction   shares corrected for a scorer's errors
-verb         the whole                                                    outputs, page, tracked  console, files, MLflow run
+by_source    the rows of every source                                     results      results.json
+verb         the whole (`request`: what is asked)                         outputs, page, tracked  console, files, MLflow run
 """
