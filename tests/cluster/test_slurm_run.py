@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from shipped import CLUSTER, ROOT
@@ -53,6 +54,8 @@ def submit(tmp_path):
     if not alone():
         pytest.skip("no process namespaces here (needs root): `ray stop` would end other people's Ray")
 
+    ray_files = tempfile.mkdtemp(prefix="uxs", dir="/tmp")
+
     def call(values: dict) -> subprocess.CompletedProcess:
         (tmp_path / "slurm.yaml").write_text(json.dumps(values))
         programs = tmp_path / "venv" / "bin"
@@ -69,14 +72,15 @@ def submit(tmp_path):
         }
         environment |= {
             "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "UNIDETOX_HOME": str(ROOT), "UNIDETOX_VENV": str(programs.parent),
-            "UNIDETOX_STORAGE": str(tmp_path / "outputs"), "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            "UNIDETOX_STORAGE": str(tmp_path / "outputs"), "UNIDETOX_RAY_FILES": ray_files, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         }  # fmt: skip
         command = [*ALONE, "bash", CLUSTER / "slurm.sbatch", tmp_path / "slurm.yaml", "--limit", "8"]
         return subprocess.run(
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=550
         )
 
-    return call
+    yield call
+    shutil.rmtree(ray_files)
 
 
 def test_a_run_ends_with_its_results_and_leaves_no_token(submit, tmp_path):
