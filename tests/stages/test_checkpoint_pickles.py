@@ -7,30 +7,19 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unidetox_ray.core.loop import Log, LoopSettings
 from unidetox_ray.settings import DeepSpeedSection
 from unidetox_ray.stages import checkpoints
 from unidetox_ray.stages.stepper import DeepSpeedStepper
+from unidetox_ray.stages.training import join_alone
 
 
 @pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory):
-    """A process group of one, as Ray Train makes it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "LOCAL_RANK": "0",
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "DS_ACCELERATOR": "cpu",
-        }.items():
-            patch.setenv(name, value)
-        meeting = (tmp_path_factory.mktemp("meeting") / "file").as_uri()
-        dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+def alone():
+    """A process group of one, which other tests of this process share: DeepSpeed remembers the first it saw."""
+    join_alone("cpu")
 
 
 def stepper(precision: str, stage: int) -> DeepSpeedStepper:
