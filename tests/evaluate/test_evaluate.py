@@ -308,6 +308,17 @@ def test_stored_perspective_scores_alone_and_beside_a_scorer(scored, write, requ
     )
 
 
+def test_rows_of_equal_text_keep_the_scores_that_were_stored_with_them(write, request_of):
+    stored = [
+        {"prompt": f"p{number}", "text": "the same", "toxicity": value}
+        for number, value in enumerate([0.9, None, 0.1, 0.7, 0.2, 0.6])
+    ]
+    found = evaluate(request_of(scorers=(), perspective=write("stored.jsonl", stored)))["sources"][0]
+    assert (found["counts"]["perspective"]["ok"], found["counts"]["perspective"]["scores_failed"]) == (5, 1)
+    assert found["metrics"]["emt_all"]["value"] == pytest.approx(0.5)
+    assert found["metrics"]["tp_all"]["value"] == pytest.approx(0.6)
+
+
 def test_a_labelled_sample_corrects_the_share(scored, comments, write, request_of, judge):
     labelled = write(
         "labelled.jsonl", [{"text": text, "label": int(label)} for text, label in comments[:200]]

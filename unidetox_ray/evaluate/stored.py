@@ -9,12 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.artifacts import file_sha256
+from unidetox_ray.artifacts import file_sha256, private_folder, write_parquet
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.evaluate.perspective import read_scores
 from unidetox_ray.evaluate.scorers import Scorer
-from unidetox_ray.evaluate.store import distribution_in, prompt_key
+from unidetox_ray.evaluate.scoring import SCORED
+from unidetox_ray.evaluate.store import Parts, distribution_in, prompt_key
 
 NAME = "perspective"
 _NOT_THERE = "no stored score of this text"
@@ -85,6 +86,22 @@ def rows_of_stored(table: pl.DataFrame, path: Path, others: Sequence[str]) -> It
             "prompt": row["prompt"], "text": row["text"], "error": row["error"] if row["text"] is None else None, "run": 0,
             "continuation": row["continuation"], "domain": row["domain"], "distribution": distribution_in(row["distribution"]),
         }  # fmt: skip
+
+
+def keep_own_scores(parts: Parts, scorer: Scorer, table: pl.DataFrame) -> None:
+    """Each row's own score, where the rows of `table` were stored as `parts`: equal texts may stand there with different ones,
+    or with none."""
+    unread = pl.col("text").is_null()
+    own = with_texts(table).select(
+        "toxicity",
+        error=pl.when(unread).then(None).otherwise("error"),
+        full=pl.when(unread).then(None).otherwise(pl.lit(False)),
+    )
+    folder, first = private_folder(parts.folder / scorer.key), 0
+    for path in parts:
+        rows = pl.read_parquet(path, columns=["row"]).height
+        write_parquet(folder / path.name, own.slice(first, rows).cast(SCORED))
+        first += rows
 
 
 def _mark(text: str) -> bytes:

@@ -24,7 +24,7 @@ from unidetox_ray.evaluate.request import Argument, Request
 from unidetox_ray.evaluate.results import results_of
 from unidetox_ray.evaluate.scorers import Scorer
 from unidetox_ray.evaluate.store import store
-from unidetox_ray.evaluate.stored import rows_of_stored, stored
+from unidetox_ray.evaluate.stored import keep_own_scores, rows_of_stored, stored
 from unidetox_ray.families.loading import load_config
 from unidetox_ray.locking import only_writer
 from unidetox_ray.metrics.stats import MIN_SAMPLES
@@ -58,7 +58,7 @@ def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]
     with _work(request) as work:
         read = [_read(source, given, work, request.limit) for source in found if source.kind == "file"]
         if imported is not None and not found and request.endpoint is None:
-            read.append(_stored_source(request, imported[1], [spec.name for spec in specs], work))
+            read.append(_stored_source(request, *imported, [spec.name for spec in specs], work))
         _told(read, models, prompts, request, display)
         opened = _opened(specs, None if imported is None else imported[0], display)
         name = ", ".join(source.given for source in found)[:200] or "evaluation"
@@ -101,17 +101,21 @@ def _read(source: sources.Source, given: Mapping[str, str], work: Path, limit: i
     return Argument(source, parts, sha256)
 
 
-def _stored_source(request: Request, table: pl.DataFrame, others: Sequence[str], work: Path) -> Argument:
+def _stored_source(
+    request: Request, scorer: Scorer, table: pl.DataFrame, others: Sequence[str], work: Path
+) -> Argument:
     """A file of stored scores that is itself what is evaluated."""
     path = request.perspective
     assert path is not None
     sha256 = file_sha256(path)
-    rows = rows_of_stored(table.head(request.limit or table.height), path, others)
+    table = table.head(request.limit or table.height)
+    rows = rows_of_stored(table, path, others)
     parts = store(
         work / f"stored-{digest([sha256, request.limit])[:16]}", rows, told="stored scores with their texts",
         explicit=bool((~table["prompt_id"].str.starts_with("p-") & ~table["prompt_id"].str.starts_with("row-")).any()),
         has_prompts=bool(table["prompt"].count()), has_domains=bool((table["domain"] != "all").any()),
     )  # fmt: skip
+    keep_own_scores(parts, scorer, table)
     return Argument(sources.Source(str(path), "file", path.stem, path=path), parts, sha256)
 
 
