@@ -100,7 +100,7 @@ def keep_own_scores(parts: Parts, scorer: Scorer, table: pl.DataFrame) -> None:
     folder, first = private_folder(parts.folder / scorer.key), 0
     for path in parts:
         rows = pl.read_parquet(path, columns=["row"]).height
-        write_parquet(folder / path.name, own.slice(first, rows).cast(SCORED))
+        write_parquet(folder / path.name, own.slice(first, rows).cast(pl.Schema(SCORED)))
         first += rows
 
 
