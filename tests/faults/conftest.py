@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from drivers import Driver, experiment, leftovers
+from drivers import Driver, experiment, leftovers, stragglers
 from filelock import FileLock
 
 
@@ -30,3 +32,11 @@ def undisturbed(place) -> Path:
             assert leftovers(driver.folder) == []
             (root / "done").touch()
     return root / "runs" / "run"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Ray's processes that take their time are gone as well, in the end."""
+    yield
+    _, alive = psutil.wait_procs(stragglers, timeout=90)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []

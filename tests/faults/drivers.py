@@ -177,21 +177,31 @@ class Driver:
         return descendants
 
 
-#: Ray's helpers of a node that was killed try for 60 s (fixed in Ray 2.60) to tell a cluster that is gone. They hold no work.
-_SLOW_TO_END = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+#: What of a node that was killed tries for a minute, which is fixed in Ray 2.60, to reach it: its two agents, and workers that had
+#: not been given any work when the node died. They hold nothing.
+_SLOW_TO_END = (
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+    "default_worker.py",
+    "agent.py",
+    "agent/main.py",
+)
+#: Those seen so far; conftest.py waits for them once, at the end of the session.
+stragglers: list[psutil.Process] = []
 
 
 def gone(processes: list[psutil.Process], within: float = 30.0) -> list[psutil.Process]:
-    """Those that still run after `within` seconds, Ray's two agents apart."""
-    working = [process for process in processes if _name(process) not in _SLOW_TO_END]
-    _, alive = psutil.wait_procs(working, timeout=within)
+    """Those that still run after `within` seconds, stragglers apart."""
+    slow = [process for process in processes if any(name in _command(process) for name in _SLOW_TO_END)]
+    stragglers.extend(slow)
+    _, alive = psutil.wait_procs([each for each in processes if each not in slow], timeout=within)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def _name(process: psutil.Process) -> str:
+def _command(process: psutil.Process) -> str:
     try:
-        return str(process.name())
-    except psutil.NoSuchProcess:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
 
 
