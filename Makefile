@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests keep torch to one thread; two processes of them share two cores.
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: setup demo docs test test-long test-faults test-faults-brief lint types imports check clean browser
+.PHONY: setup demo docs test test-long test-faults test-faults-brief test-nodes lint types imports check clean browser
 
 setup: $(STAMP)
 
@@ -39,11 +39,11 @@ browser:
 	|| echo "no Chromium here: the browser tests will skip"
 
 test: $(VENV)/.kernels browser
-	$(PYTEST) --dist loadfile -m "not long and not faults"
+	$(PYTEST) --dist loadfile -m "not long and not faults and not nodes"
 
 # A few tests of most of a minute each; CI runs them too.
 test-long: $(VENV)/.kernels
-	$(PYTEST) --dist loadfile -m "long and not faults"
+	$(PYTEST) --dist loadfile -m "long and not faults and not nodes"
 
 # Faults injected into whole runs, and whole runs watched from outside. SEEDS: random schedules of kills, from FIRST on.
 SEEDS ?= 20
@@ -51,7 +51,11 @@ FIRST ?= 0
 test-faults: $(VENV)/.kernels
 	$(PYTEST) --dist loadgroup -m faults --seeds $(SEEDS) --first-seed $(FIRST)
 
-# The part of them that CI runs.
+# A whole run on a Ray cluster of two nodes on this machine, one of which is lost; root, or slower without.
+test-nodes: $(VENV)/.kernels
+	$(BIN)/python -m pytest -q -m nodes
+
+# The part of the faults that CI runs.
 test-faults-brief: $(VENV)/.kernels
 	$(PYTEST) --dist loadgroup -m "faults and brief" --seeds 2
 

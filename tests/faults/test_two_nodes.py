@@ -14,7 +14,7 @@ from drivers import PATIENCE, Driver, experiment, leftovers, same_results
 from two_nodes import TwoNodes, two_nodes
 
 pytestmark = [
-    pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.xdist_group("two nodes"),  # one cluster for all
+    pytest.mark.nodes, pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.xdist_group("two nodes"),  # one cluster for all
 ]  # fmt: skip
 
 #: What runs on the second node when it is lost, and what the run folder holds by then.
