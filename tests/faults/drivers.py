@@ -182,6 +182,7 @@ class Driver:
 _SLOW_TO_END = (
     "ray::DashboardAgent",
     "ray::RuntimeEnvAgent",
+    "ray::IDLE",
     "default_worker.py",
     "agent.py",
     "agent/main.py",
