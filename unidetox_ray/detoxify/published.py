@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
+from itertools import islice
 from pathlib import Path
+
+import requests
 
 from unidetox_ray.artifacts import atomic_path, file_sha256, private_folder
 from unidetox_ray.errors import DataError
@@ -18,7 +19,7 @@ LICENCE = "Apache-2.0"
 SOURCE = "https://raw.githubusercontent.com/EminLU/UniDetox/570b90c8a54574486acbd67d077af35c29f85b46/distilled_text"
 #: Where a data root has it (docs/data.md).
 _BELOW_ROOT = Path("unidetox") / FILE
-_LARGEST = 8 << 20
+_LARGEST, _PIECE = 8 << 20, 1 << 16
 _PATIENCE_S = 60
 
 
@@ -35,11 +36,13 @@ def published(data_root: Path | None = None, *, source: str = SOURCE) -> Path:
         return _checked(cached)
     address = f"{source}/{urllib.parse.quote(FILE)}"
     try:
-        with urllib.request.urlopen(address, timeout=_PATIENCE_S) as answer:
-            content: bytes = answer.read(_LARGEST)
-    except (OSError, urllib.error.URLError) as error:
+        with requests.get(address, timeout=_PATIENCE_S, stream=True) as answer:
+            answer.raise_for_status()
+            content = b"".join(islice(answer.iter_content(_PIECE), _LARGEST // _PIECE))
+    except OSError as error:
+        reason = " ".join(str(error).split())[:160]
         raise DataError(
-            f"--corpus published: {address} cannot be fetched ({getattr(error, 'reason', None) or error}); go online, or "
+            f"--corpus published: {address} cannot be fetched ({reason}); go online, or "
             f"give a folder that holds {_BELOW_ROOT} with --data-root, or the file itself with --corpus"
         ) from None
     found = hashlib.sha256(content).hexdigest()
