@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from unidetox_ray.container import memory_limit
 from unidetox_ray.doctor.checking import Line, check, fail, ok, skipped, warn
 from unidetox_ray.doctor.needs import needs
 from unidetox_ray.doctor.subject import Subject, existing
@@ -85,7 +86,7 @@ def memory(subject: Subject) -> Line:
         where = "free on the fullest GPU"
     else:
         free, where = (
-            min(psutil.virtual_memory().available, _container_limit()) / _GIB,
+            min(psutil.virtual_memory().available, memory_limit()) / _GIB,
             "available on this machine",
         )
     if subject.experiment is None:
@@ -101,16 +102,6 @@ def memory(subject: Subject) -> Line:
             "lower finetune.batch_size, use precision bf16_pure, or several workers with deepspeed.stage 2 or 3; or free memory",
         )
     return warn(seen, "close to the limit: lower cluster.decode_rows") if wanted > 0.9 * free else ok(seen)
-
-
-def _container_limit() -> float:
-    """Bytes that the control group of this process allows, infinite where it sets no limit."""
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return float(Path(place).read_text())
-        except (OSError, ValueError):  # absent, or the word `max`
-            continue
-    return float("inf")
 
 
 @check("disk")

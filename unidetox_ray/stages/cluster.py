@@ -226,6 +226,21 @@ def has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
+def worker_gpu() -> tuple[int, bool, str]:
+    """(bytes, whether it computes in bfloat16 itself, name) of the GPU that a worker gets. The cluster has been joined."""
+    import ray
+
+    memory, bf16, name = ray.get(ray.remote(num_gpus=1, num_cpus=1)(_look_at_gpu).remote())
+    return int(memory), bool(bf16), str(name)
+
+
+def _look_at_gpu() -> tuple[int, bool, str]:
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    return int(found.total_memory), bool(torch.cuda.is_bf16_supported(including_emulation=False)), found.name
+
+
 def gpus_per_actor(settings: ClusterSection) -> float:
     if settings.gpus_per_actor is not None:
         return settings.gpus_per_actor
