@@ -96,6 +96,38 @@ def begun(finished: Path, root: Path, redo: Sequence[str], **changes: Any) -> Pa
     return path
 
 
+#: Read by Python at the start of every process that has its folder in PYTHONPATH; MODULE is given to `arm` once it is loaded.
+_PLANTED = """
+import importlib.util, os, signal, sys
+
+ARM
+
+class Finder:
+    busy = False
+    def find_spec(self, name, path=None, target=None):
+        if name != "MODULE" or self.busy:
+            return None
+        self.busy = True
+        spec = importlib.util.find_spec(name)
+        self.busy = False
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            arm(module)
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def planted(folder: Path, module: str, arm: str) -> dict[str, str]:
+    """The environment in which `arm(module)`, given as source, changes a module of ours in every process: the real worker too."""
+    code = _PLANTED.replace("MODULE", module).replace("ARM", arm.strip())
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    return {"PYTHONPATH": f"{folder}:{Path(__file__).resolve().parents[2]}"}
+
+
 @dataclass
 class Driver:
     """`unidetox run FILE` in a process of its own."""

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from drivers import SCRATCH, Driver, experiment, gone
+from drivers import SCRATCH, Driver, experiment, gone, planted
 from safetensors.torch import load_file, save_file
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-#: Read by Python at the start of every process that has its folder in PYTHONPATH: out of memory while Falcon is trained.
+#: Out of memory while Falcon is trained.
 FULL = """
-import importlib.util, json, sys
-
 def arm(module):
     honest = module.run_job
     def greedy(job, *rest, **named):
@@ -25,23 +23,6 @@ def arm(module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return honest(job, *rest, **named)
     module.run_job = greedy
-
-class Finder:
-    busy = False
-    def find_spec(self, name, path=None, target=None):
-        if name != "unidetox_ray.stages.training" or self.busy:
-            return None
-        self.busy = True
-        spec = importlib.util.find_spec(name)
-        self.busy = False
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            arm(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
 """
 
 
@@ -64,13 +45,12 @@ def broken_models(cache: Path, root: Path) -> dict[str, str]:
 def test_models_that_fail_cost_their_own_cells_alone(tmp_path, undisturbed):
     cache = undisturbed.parents[2] / "cache"
     folders = broken_models(cache, tmp_path)
-    (tmp_path / "sitecustomize.py").write_text(FULL)
     good = {"source": "scratch:", "scratch": SCRATCH}
     path = experiment(
         tmp_path, cache=str(cache), search=None, families=["gpt2", "opt", "llama", "falcon"],
         models={"gpt2": good, "falcon": good, "opt": {"source": folders["cut"]}, "llama": {"source": folders["nan"]}},
     )  # fmt: skip
-    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}"}
+    environment = planted(tmp_path, "unidetox_ray.stages.training", FULL)
     driver = Driver(path, environment=environment)
     children = driver.children()
     assert driver.wait() == 3, driver.output

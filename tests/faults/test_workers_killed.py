@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import polars as pl
 import pytest
-from drivers import MOMENTS, Driver, begun, experiment, gone, leftovers, same_results
+from drivers import MOMENTS, Driver, begun, experiment, gone, leftovers, planted, same_results
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-#: Read by Python at the start of every process that has its folder in PYTHONPATH: the fault is put into the real worker.
+#: The fault is put into the real worker.
 POISON = """
-import os, signal, sys
-
 def arm(module):
     honest = module.continuations
     def deadly(model, tokenizer, prompts, settings, **rest):
@@ -22,26 +19,7 @@ def arm(module):
             os.kill(os.getpid(), signal.SIGKILL)
         return honest(model, tokenizer, prompts, settings, **rest)
     module.continuations = deadly
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "unidetox_ray.stages.continuations" or getattr(self, "busy", False):
-            return None
-        self.busy = True
-        import importlib.util
-        spec = importlib.util.find_spec(name)
-        self.busy = False
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            arm(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-if os.environ.get("POISON"):
-    sys.meta_path.insert(0, Finder())
 """
-
 
 #: How the process is titled that does the work of each.
 WORKERS = {
@@ -73,10 +51,9 @@ def test_a_worker_killed_in_every_stage_is_replaced_and_the_run_ends_with_the_sa
 
 @pytest.mark.brief
 def test_a_row_that_kills_every_worker_costs_itself_alone(undisturbed, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(POISON)
     prompts = pl.read_parquet(undisturbed / "generations.parquet")["prompt_id"].unique(maintain_order=True)
     poison = prompts[3]
-    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}", "POISON": poison}
+    environment = {**planted(tmp_path, "unidetox_ray.stages.continuations", POISON), "POISON": poison}
     path = begun(
         undisturbed, tmp_path / "poison", ("stages/generate", "stages/score"),
         cluster={"num_cpus": 2, "prompts_per_order": 2, "max_restarts": 1},
