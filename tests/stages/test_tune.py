@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import polars as pl
@@ -150,6 +151,16 @@ def test_a_larger_grid_measures_only_what_is_new(first, prepare, root):
     assert tune.run(*arguments).values == again.values and arguments[0].stages[-1]["reused"]
     (arguments[0].folder.stage("tune", again.manifest.key) / "manifest.json").unlink()
     assert tune.run(*prepare(grids, families=["gpt2"])).values == again.values and measured_at(root) == after
+
+
+def test_fits_are_a_stage_of_their_own_and_their_time_counts_once(ray_session, prepare):
+    steer = {"method": "lm_steer", "settings": {"steps": 2, "batch_size": 2, "rank": 2}, "tune": {"strength": [1]}}
+    arguments = prepare(["base", steer], families=["gpt2"])
+    stages, started = arguments[0].stages, time.perf_counter()
+    tune.run(*arguments)
+    whole = time.perf_counter() - started
+    assert [row["stage"] for row in stages] == ["fits", "tune"] and not any(row["reused"] for row in stages)
+    assert stages[0]["seconds"] > 0.5 and 0.8 * whole < sum(row["seconds"] for row in stages) <= whole
 
 
 def test_choices_by_what_is_reused(context_at, tmp_path):
