@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from unidetox_ray.pinned import pin_at
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -296,7 +298,8 @@ class TuningSection(Section):
 
 
 class ScorerRef(Section):
-    """A toxicity scorer."""
+    """A toxicity scorer. A published one that is pinned (`pinned.PINNED`) gets its revision, hash and label unless a revision is
+    named."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
     kind: Literal["classifier", "lexicon"] = "classifier"
@@ -307,6 +310,17 @@ class ScorerRef(Section):
     """Expected hash of model.safetensors."""
     label: str = "toxic"
     scratch: ScratchSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pinned(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("kind", "classifier") != "classifier":
+            return values
+        pin = pin_at(values.get("source", cls.model_fields["source"].default))
+        if pin is None or values.get("revision") is not None:
+            return values
+        known = {"revision": pin.revision, "sha256": pin.sha256, "label": pin.label}
+        return {**values, **{name: value for name, value in known.items() if values.get(name) is None}}
 
 
 class QuizSection(Section):

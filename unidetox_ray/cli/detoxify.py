@@ -61,12 +61,13 @@ def detoxify(
         typer.Option(
             "--scorer",
             metavar="MODEL|WORDS.txt",
-            help="Toxicity classifier (hub id or folder), or a list of words. Default: unitary/toxic-bert.",
+            help="Toxicity classifier (a pinned one's name, hub id or folder), or a list of words. Default: toxic-bert.",
         ),
     ] = None,
     scorer_label: Annotated[
-        str, typer.Option("--scorer-label", help="The classifier's label that means toxic.")
-    ] = "toxic",
+        str | None,
+        typer.Option("--scorer-label", help="The classifier's label that means toxic. Default: toxic."),
+    ] = None,
     scorer_revision: Annotated[
         str | None, typer.Option("--scorer-revision", help="Hub revision of the classifier.")
     ] = None,

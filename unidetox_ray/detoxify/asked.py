@@ -12,6 +12,7 @@ from typing import Any, Literal
 from unidetox_ray import registry
 from unidetox_ray.config import Experiment, resolve
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.pinned import PINNED, pin_of
 from unidetox_ray.registry import suggest
 
 Adapter = Literal["none", "lora", "bottleneck"]
@@ -37,7 +38,7 @@ class Asked:
     evaluate: bool = True
     prompts: str | None = None
     scorer: str | None = None
-    scorer_label: str = "toxic"
+    scorer_label: str | None = None
     scorer_revision: str | None = None
     clean: str | None = None
     distil_from: str | None = None
@@ -116,6 +117,8 @@ class Asked:
     def _scorer(self) -> dict[str, Any]:
         if self.scorer is None:
             return {"name": "toxic-bert"}
+        if self.scorer in PINNED:
+            return {"name": self.scorer, "source": pin_of(self.scorer).source}
         place = Path(self.scorer)
         if place.suffix == ".txt" or self.scorer == "world":
             source = self.scorer if self.scorer == "world" else _absolute(place)
@@ -126,9 +129,11 @@ class Asked:
             }
         name = re.sub(r"[^A-Za-z0-9._-]", "-", place.name).lstrip("._-")[:60]
         return {
-            "name": name or "scorer", "source": self.scorer, "label": self.scorer_label,
+            "name": name or "scorer",
+            "source": self.scorer,
             "revision": self.scorer_revision,
-        }  # fmt: skip
+            **({"label": self.scorer_label} if self.scorer_label is not None else {}),
+        }
 
 
 #: A user's own file is used whole: nothing of it is held out, and of a folder every text file is read.

@@ -18,8 +18,8 @@ from typing import Any
 from unidetox_ray import registry
 from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError
-from unidetox_ray.evaluate.pinned import PINNED, pin_of, warning_of
 from unidetox_ray.metrics.classifier import Activation, LexiconClassifier, ToxicityClassifier
+from unidetox_ray.pinned import PINNED, pin_of, warning_of
 
 DEFAULT = "toxic-bert"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")

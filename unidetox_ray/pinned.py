@@ -20,7 +20,7 @@ where its prompts come from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from unidetox_ray import registry
 from unidetox_ray.errors import ConfigError
@@ -88,6 +88,11 @@ PINNED = {
         pickled="896f52af161757594994d1fefe85ac79cbb57c9a96b26fba8ab93139b6426b8c",
     ),
 }
+
+
+def pin_at(source: Any) -> Pin | None:
+    """The pin of a hub id; None for any other."""
+    return next((pin for pin in PINNED.values() if pin.source == source), None)
 
 
 def pin_of(name: str) -> Pin:

@@ -11,8 +11,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from unidetox_ray.artifacts import file_sha256
 from unidetox_ray.convert import convert
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
-from unidetox_ray.evaluate.pinned import PINNED, pin_of, warning_of
 from unidetox_ray.metrics.classifier import ToxicityClassifier
+from unidetox_ray.pinned import PINNED, pin_of, warning_of
+from unidetox_ray.settings import ScorerRef
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,21 @@ def test_pins_are_whole_and_of_more_than_one_family():
     ready = [pin for pin in PINNED.values() if pin.pickled is None]
     assert len({pin.family.split()[0] for pin in ready}) > 1
     assert len({pin.trained_on for pin in ready}) == len(ready)
+
+
+@pytest.mark.parametrize("name", ["toxic-bert", "toxigen-roberta", "hate-dynabench"])
+def test_an_experiment_that_names_a_pinned_scorer_gets_its_pin(name):
+    pin = PINNED[name]
+    ref = ScorerRef(name="judge", source=pin.source)
+    assert (ref.revision, ref.sha256, ref.label) == (pin.revision, pin.sha256, pin.label)
+    own = ScorerRef(name="judge", source=pin.source, revision="main", label="other")
+    assert (own.revision, own.sha256, own.label) == ("main", None, "other")
+
+
+def test_what_is_not_pinned_stays_as_it_is():
+    assert ScorerRef(name="judge").revision == PINNED["toxic-bert"].revision, "the default scorer is pinned"
+    for ref in (ScorerRef(name="a", source="./judge"), ScorerRef(name="a", kind="lexicon", source="world")):
+        assert (ref.revision, ref.sha256, ref.label) == (None, None, "toxic")
 
 
 def test_another_file_than_the_pinned_one_is_refused(folder):
