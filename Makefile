@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests keep torch to one thread; two processes of them share two cores.
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: setup demo docs test test-long test-faults test-faults-brief test-nodes lint types imports check clean browser
+.PHONY: setup demo docs test test-long test-faults test-faults-brief test-nodes test-quiet lint types imports check clean browser
 
 setup: $(STAMP)
 
@@ -39,11 +39,11 @@ browser:
 	|| echo "no Chromium here: the browser tests will skip"
 
 test: $(VENV)/.kernels browser
-	$(PYTEST) --dist loadfile -m "not long and not faults and not nodes"
+	$(PYTEST) --dist loadfile -m "not long and not faults and not nodes and not quiet"
 
 # A few tests of most of a minute each; CI runs them too.
 test-long: $(VENV)/.kernels
-	$(PYTEST) --dist loadfile -m "long and not faults and not nodes"
+	$(PYTEST) --dist loadfile -m "long and not faults and not nodes and not quiet"
 
 # Faults injected into whole runs, and whole runs watched from outside. SEEDS: random schedules of kills, from FIRST on.
 SEEDS ?= 20
@@ -54,6 +54,10 @@ test-faults: $(VENV)/.kernels
 # A whole run on a Ray cluster of two nodes on this machine, one of which is lost; root, or slower without.
 test-nodes: $(VENV)/.kernels
 	$(BIN)/python -m pytest -q -m nodes
+
+# What compares measured times with one another: nothing else may run on the machine.
+test-quiet: $(VENV)/.kernels
+	$(BIN)/python -m pytest -q -m quiet
 
 # The part of the faults that CI runs.
 test-faults-brief: $(VENV)/.kernels

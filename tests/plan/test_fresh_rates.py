@@ -15,10 +15,11 @@ from unidetox_ray.stages.context import Silent
 ROOT = Path(__file__).resolve().parents[2]
 #: A machine that others use as well is slower in the one half of this test than in the other.
 ALLOWED = 0.25
-COMPARED = ("toxic", "corpus", "search", "finetune", "generate", "score")
+#: Shorter stages are start-up alone, which varies by a second or two from one run to the next.
+SHORT = 8.0
 
 
-@pytest.mark.long
+@pytest.mark.quiet
 @pytest.mark.ray
 @pytest.mark.timeout(3600)
 def test_a_plan_with_fresh_rates_is_within_a_quarter_of_a_real_run(tmp_path, monkeypatch, capsys):
@@ -35,20 +36,17 @@ def test_a_plan_with_fresh_rates_is_within_a_quarter_of_a_real_run(tmp_path, mon
     experiment = load_experiment(
         ROOT / "experiments" / "tiny.yaml", ["tracking.uri=none", f"storage={tmp_path}"]
     )
-    run(experiment, until="models")
-    done = run(experiment, until="score")
+    done = run(experiment)
     taken: dict[str, float] = {}
     for stage in done.stages:
         name = stage["stage"].partition("-")[0]
-        taken[name] = (
-            taken.get(name, 0.0) + stage["spent"]["seconds"] if stage["spent"] else taken.get(name, 0.0)
-        )
+        taken[name] = taken.get(name, 0.0) + stage["seconds"]
     made = planning.plan(experiment, devices.at_hand(experiment, table), advise=False)
     planned = {stage.stage: stage.seconds for stage in made.stages}
+    assert set(planned) - set(taken) <= {"report"}  # which keeps no time of its own
     with capsys.disabled():
-        print(
-            "\nstage: planned, measured:",
-            {name: (round(planned[name], 1), round(taken[name], 1)) for name in COMPARED},
-        )
-    whole = sum(planned[name] for name in COMPARED) / sum(taken[name] for name in COMPARED)
-    assert 1 - ALLOWED < whole < 1 + ALLOWED
+        print("\nplanned, took:", {name: (round(planned[name], 1), round(taken[name], 1)) for name in taken})
+    assert sum(planned[name] for name in taken) == pytest.approx(sum(taken.values()), rel=ALLOWED)
+    for name, seconds in taken.items():
+        if seconds > SHORT:
+            assert planned[name] == pytest.approx(seconds, rel=ALLOWED), name

@@ -154,7 +154,11 @@ def test_a_larger_grid_measures_only_what_is_new(first, prepare, root):
 
 
 def test_fits_are_a_stage_of_their_own_and_their_time_counts_once(ray_session, prepare):
-    steer = {"method": "lm_steer", "settings": {"steps": 2, "batch_size": 2, "rank": 2}, "tune": {"strength": [1]}}
+    steer = {
+        "method": "lm_steer",
+        "settings": {"steps": 2, "batch_size": 2, "rank": 2},
+        "tune": {"strength": [1]},
+    }
     arguments = prepare(["base", steer], families=["gpt2"])
     stages, started = arguments[0].stages, time.perf_counter()
     tune.run(*arguments)

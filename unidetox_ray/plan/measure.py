@@ -24,12 +24,14 @@ from unidetox_ray.plan.start_up import start_up
 #: What is run: (benchmark, options). Small models show what a layer costs, large ones the arithmetic.
 _CPU: tuple[tuple[str, dict[str, Any]], ...] = (
     ("finetune", {"size": "tiny"}),
+    ("finetune", {"size": "tiny", "batch": 16, "tokens": 128, "texts": 160}),
     ("finetune", {"size": "gpt2", "batch": 2, "tokens": 64, "texts": 4}),
     ("generate", {"size": "tiny", "batch": 512, "texts": 64}),
+    ("generate", {"size": "gpt2", "batch": 50, "texts": 2}),
     ("decode", {"size": "gpt2", "texts": 16, "tokens": 16}),
-    ("score", {"size": "tiny", "kind": "perplexity"}),
+    ("score", {"size": "tiny", "kind": "perplexity", "texts": 4000}),
     ("score", {"size": "gpt2", "kind": "perplexity", "texts": 20}),
-    ("score", {"size": "tiny", "kind": "toxicity", "texts": 1000}),
+    ("score", {"size": "tiny", "kind": "toxicity", "texts": 4000}),
     ("score", {"size": "gpt2", "kind": "toxicity", "texts": 60}),
 )  # fmt: skip
 _GPU: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -68,10 +70,7 @@ def measured(table: Mapping[str, Any], display: Any, *, host: bool = True) -> En
     on_gpu = torch.cuda.is_available()
     kind, values = _begun(table)
     names, done = (_GPU if on_gpu else _CPU), 0
-    work: dict[str, dict[str, Any]] = {
-        name: {"coefficients": part["coefficients"], "points": []}
-        for name, part in _work(table, kind).items()
-    }
+    work = _begin_again(table, kind)
     before = torch.get_num_threads()
     with display.task("measuring rates", "benchmarks") as advance:
         if not on_gpu:
@@ -95,7 +94,7 @@ def measured(table: Mapping[str, Any], display: Any, *, host: bool = True) -> En
     values["sources"] = {
         "matmul_tflops": f"measured here, {today}", "bandwidth_gb_s": f"measured here, {today}",
         **{f"work.{name}": f"benchmarks here, {today}" for name in work},
-        "host": f"start-up and disk measured here, {today}; order_seconds, sequence_seconds, character_seconds, report_seconds, "
+        "host": f"start-up and disk measured here, {today}; order_seconds, sequence_seconds, report_seconds, "
         "shared_read_bytes as in the table" if host else "as in the table",
     }  # fmt: skip
     return Entry(kind, values)
@@ -208,6 +207,22 @@ def _work(table: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The kinds of work of an entry, or those of the one it is like."""
     entry = table["kinds"].get(kind) or table["kinds"]["h200"]
     return {**(table["kinds"][entry["like"]]["work"] if "like" in entry else {}), **entry.get("work", {})}
+
+
+def _begin_again(table: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """An entry's kinds of work without its points: what a few new ones leave open stays in the proportions that the many before
+    them have found."""
+    fits = devices.rates_of(kind if kind in table["kinds"] else "h200", table).fits
+    return {
+        name: {
+            "coefficients": {
+                each: fits[name].coefficients.get(each) or known
+                for each, known in part["coefficients"].items()
+            },
+            "points": [],
+        }
+        for name, part in _work(table, kind).items()
+    }
 
 
 def _limits() -> tuple[dict[str, float], float]:

@@ -1,4 +1,4 @@
-"""How long Ray's processes take to begin their work on this machine, and how fast its disk is."""
+"""How long Ray's processes take to begin their work on this machine, and how fast its disk and its tokenizers are."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from unidetox_ray.errors import ConfigError
 #: Shares of a training group's start that every group waits for alone, and that groups on the same cores wait for one another.
 _ALONE = 0.45
 _DISK = 64 << 20
+#: Text to read: as many different words as a few megabytes of English have.
+_WORDS, _TEXTS = 20_000, 5_000
 
 
 def start_up(advance: Any) -> dict[str, float]:
-    """Seconds until Ray, a pool of actors and a training group have begun their work, and the disk's rates."""
+    """Seconds until Ray, a pool of actors and a training group have begun their work, of a character, and the disk's rates."""
     from unidetox_ray.artifacts import RunFolder
     from unidetox_ray.config import resolve
     from unidetox_ray.settings import ModelRef
@@ -37,6 +39,7 @@ def start_up(advance: Any) -> dict[str, float]:
         )  # fmt: skip
         context = Context(experiment, RunFolder(root, "rates"))
         try:
+            character = _character()
             advance(0, 3)
             started = time.perf_counter()
             context.connect()
@@ -69,6 +72,7 @@ def start_up(advance: Any) -> dict[str, float]:
     found = {
         "ray_seconds": ray, "pool_seconds": pool, "trial_seconds": pool, "task_seconds": pool / 2,
         "group_seconds": _ALONE * group, "group_cpu_seconds": (1 - _ALONE) * group, "write_bytes": write, "read_bytes": read,
+        "character_seconds": character,
     }  # fmt: skip
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
@@ -104,6 +108,29 @@ def _small_model(folder: Path) -> Path:
     build_model(family, tokenizer, ScratchSection(hidden=32, layers=1, heads=2)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _character() -> float:
+    """Seconds a character of text takes to train a tokenizer on and to be read by it, on one core."""
+    from unidetox_ray import registry
+    from unidetox_ray.bench.shapes import words
+    from unidetox_ray.core.streams import generator
+    from unidetox_ray.families.tokenizers import train_tokenizer
+
+    known, rng = words(_WORDS), generator("rates text", 0)
+    texts = [" ".join(known[int(i)] for i in rng.integers(0, _WORDS, size=40)) for _ in range(_TEXTS)]
+    family, before = registry.lookup("families", "gpt2"), os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        train_tokenizer(family, texts[:20], 400)
+        started = time.perf_counter()
+        train_tokenizer(family, texts, 4000)(texts, add_special_tokens=False)
+        return (time.perf_counter() - started) / sum(map(len, texts))
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _disk(folder: Path) -> tuple[float, float]:
