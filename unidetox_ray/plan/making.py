@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from unidetox_ray.config import checked
@@ -190,14 +190,19 @@ class Making(Parts):
         self._add(stage)
 
     def _fits(self) -> None:
-        done = {entry.label for entry in self.experiment.methods if entry.tune}
-        labels = [label for label in self.amounts.needed.fits if label not in done]
-        if labels:
-            self._fit_stage(labels, self.experiment.families)
+        """Those that the tuning has not made for its trials."""
+        made = {entry.label: self.amounts.tuned for entry in self.experiment.methods if entry.tune}
+        wanted = {
+            family: [label for label in self.amounts.needed.fits if family not in made.get(label, ())]
+            for family in self.experiment.families
+        }
+        if any(wanted.values()):
+            self._fit_stage(wanted)
 
-    def _fit_stage(self, labels: Sequence[str], families: Sequence[str]) -> None:
+    def _fit_stage(self, wanted: Mapping[str, Sequence[str]]) -> None:
+        """wanted: labels of entries, by family."""
         items = []
-        for family in families:
+        for family, labels in wanted.items():
             model = self.amounts.model(family)
             for entry in self.experiment.methods:
                 method = method_of(entry)

@@ -94,7 +94,7 @@ class Measuring(Making):
         trained: list[tuple[Item, Spent]] = []
         fits = [entry.label for entry in entries if entry.label in self.amounts.needed.fits]
         if fits:
-            self._fit_stage(fits, families)
+            self._fit_stage(dict.fromkeys(families, fits))
         for family in families:
             model = self.amounts.model(family)
             one = self._probe(family, [model], tuning.prompts_per_domain, tuning.continuations)
