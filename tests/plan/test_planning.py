@@ -52,6 +52,12 @@ def test_the_json_is_the_contracts(capsys):
     assert totals["gpu_hours"] <= totals["rented_hours"]
 
 
+def test_a_speed_up_over_another_kind_of_device_says_so():
+    assert not any("another device" in note for note in planned("paper_cluster", "a100-80:4").notes)
+    other = planned("paper_cluster", "h100-80:4")
+    assert other.efficiency > 1 and any("h100-80 is another device" in note for note in other.notes)
+
+
 def test_cores_are_no_gpus():
     values = planned("tiny", "cpu:2").as_dict()
     assert (

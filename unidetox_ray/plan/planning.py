@@ -149,6 +149,11 @@ def _notes(experiment: Experiment, fleet: Fleet, amounts: Amounts) -> list[str]:
         notes.append(
             "models: pre-training is planned as on first use; later runs find the models in the cache"
         )
+    if fleet.gpu and fleet.rates.kind != BASELINE.partition(":")[0]:
+        notes.append(
+            f"baseline: {fleet.rates.kind} is another device than {BASELINE}, so that the speed-up is of both, their number and their "
+            "kind, and an efficiency above 100 % is no mistake"
+        )
     return notes
 
 
