@@ -14,9 +14,10 @@ from unidetox_ray.detoxify.fitting import fitted
 from unidetox_ray.detoxify.opened import opened
 from unidetox_ray.detoxify.room import Device
 from unidetox_ray.detoxify.run import settings_of
-from unidetox_ray.detoxify.shape import positions_of, shape_of, skeleton
+from unidetox_ray.detoxify.shape import shape_of, skeleton
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.families.loading import offline_config
+from unidetox_ray.families.positions import positions_of
 from unidetox_ray.settings import FinetuneSection
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.training import with_adapter

@@ -19,6 +19,11 @@ from unidetox_ray.core.loss import IGNORE
 
 #: Largest difference of a log-probability (nats) that rounding explains, by dtype of the model.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
+#: How configs name the most positions that a token looks back.
+_WINDOWS = ("sliding_window", "attention_window", "window_size", "attention_chunk_size")
+#: Kinds of layers that look at every position, or back as far as such a window. Others may do otherwise beyond some length
+#: that a short trial does not reach (sparse attention to the best 2,048, compressed positions).
+_KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 #: What a model raises that cannot take the mask or the positions.
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
@@ -78,8 +83,14 @@ def _sees_all(model: nn.Module, length: int) -> bool:
     config: Any = getattr(model, "config", None)
     if config is None or getattr(config, "_attn_implementation", None) != "sdpa":
         return False
-    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_window", "window_size"))
-    return not any(isinstance(window, int) and window < length for window in windows)
+    text = config.get_text_config(decoder=True)
+    if not set(getattr(text, "layer_types", None) or ()) <= _KNOWN_LAYERS:
+        return False
+    named = text.to_dict()
+    # Of a window that differs from layer to layer, the config's own value says nothing.
+    layers = [values for values in (named.get("per_layer_config") or {}).values() if isinstance(values, dict)]
+    windows = [values.get(name) for values in (named, *layers) for name in _WINDOWS]
+    return not any(isinstance(window, int) and 0 < window < length for window in windows)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidetox_ray.detoxify.shape import positions_of, skeleton
+from unidetox_ray.detoxify.shape import skeleton
+from unidetox_ray.families.positions import positions_of
 from unidetox_ray.settings import ModelRef
 from unidetox_ray.stages.models import Handle, handle_of
 

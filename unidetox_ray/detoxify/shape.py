@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.detoxify.room import Shape
 from unidetox_ray.errors import ModelError
+from unidetox_ray.families.positions import positive
 from unidetox_ray.settings import FinetuneSection
 
 if TYPE_CHECKING:
@@ -31,32 +32,22 @@ def shape_of(model: Any, section: FinetuneSection) -> Shape:
     """model: of `skeleton`. section: whose adapter is asked for."""
     text = model.config.get_text_config(decoder=True)
     total = sum(weight.numel() for weight in model.parameters())
+    learning = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
-    layers = _number(text, "num_hidden_layers") or 1
-    experts = _number(text, "num_experts_per_tok") or 1
-    named = [_number(text, name) or 0 for name in ("intermediate_size", "moe_intermediate_size")]
+    layers = positive(text, "num_hidden_layers") or 1
+    experts = positive(text, "num_experts_per_tok") or 1
+    named = [positive(text, name) or 0 for name in ("intermediate_size", "moe_intermediate_size")]
     widest = max([max(named) * experts, *(out for out, _, module in _linears(model) if module is not head)])
     adapters = _adapter_numbers(model, section)
     return Shape(
         parameters=total + adapters,
-        trained=adapters or total,
+        trained=adapters or learning,
         layers=layers,
         hidden=int(embedding.shape[1]),
         widest=int(widest),
         vocab=int(head.weight.shape[0] if head is not None else embedding.shape[0]),
     )
-
-
-def positions_of(config: PretrainedConfig) -> int | None:
-    """How many positions the model knows; None where its config says nothing of it."""
-    text = config.get_text_config(decoder=True)
-    return _number(text, "max_position_embeddings") or _number(text, "max_seq_len")
-
-
-def _number(config: Any, name: str) -> int | None:
-    value = getattr(config, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _linears(model: Any) -> list[tuple[int, int, Any]]:

@@ -34,17 +34,27 @@ def is_bottleneck(folder: str | Path) -> bool:
 def places_of(model: Any) -> list[str]:
     """Names of the linear layers that end the model's attention and feed-forward sub-layers. ModelError: not known."""
     from unidetox_ray.families.loading import family_of
+    from unidetox_ray.families.reached import reached
 
     patterns = family_of(model.config).sublayers
-    found = [
-        name for name, _ in model.named_modules() if any(re.fullmatch(pattern, name) for pattern in patterns)
+    named = [
+        name
+        for name, module in model.named_modules()
+        if _width_of(module) and any(re.fullmatch(pattern, name) for pattern in patterns)
     ]
+    found = reached(model, named)
     if not found:
         raise ModelError(
             f"model type {model.config.model_type!r}: where its sub-layers end is not known, so no bottleneck adapter "
             "can be put there; name them in its family's `sublayers`, or use adapter: lora"
         )
     return found
+
+
+def _width_of(module: Any) -> int | None:
+    """Outputs of a linear layer; None for anything else. GPT-2's Conv1D calls them nf."""
+    width = getattr(module, "out_features", None) or getattr(module, "nf", None)
+    return width if isinstance(width, int) else None
 
 
 def with_bottlenecks(model: Any, *, size: int, seed: int) -> Any:

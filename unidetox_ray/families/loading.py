@@ -24,11 +24,12 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 _COMMON_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: Where attention and feed-forward end in the library's other architectures (GPT-NeoX, GPT-J, BLOOM, Phi, MPT, XGLM …).
 _COMMON_SUBLAYERS = (
-    r".*\.(?:self_attn|attn|attention|self_attention)\.(?:o_proj|out_proj|c_proj|dense|Wo)",
+    r".*\.(?:self_attn|attn|attention|self_attention|linear_attn)\.(?:o_proj|out_proj|c_proj|dense|Wo)",
     r".*\.attn\.attention\.out_proj",
     r".*\.norm_attn_norm\.attn\.out_proj",
     r".*\.(?:mlp|ffn|feed_forward)\.(?:down_proj|c_proj|fc2|fc_out|dense_4h_to_h|w2|Wo)",
     r".*\.layers\.\d+\.fc2",
+    r".*\.mixer\.(?:o_proj|down_proj)",
 )
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: A logit may change by this share of the largest when later tokens do: rounding, in float32.
 _TOLERANCE = 1e-3
+#: So many tokens, with others behind them and without.
+_BEGINNING = 5
 _ACCEPTED = "give a causal (decoder-only) language model"
 
 
@@ -44,7 +46,8 @@ def refuse_unsupported(config: PretrainedConfig, name: str) -> None:
 
 
 def refuse_not_causal(model: Any, name: str) -> None:
-    """ModelError where a token's prediction changes with the tokens behind it, tried on two texts of random ids.
+    """ModelError where a token's prediction changes with the tokens behind it, tried on random ids: with others there, and
+    with none.
 
     model: a loaded language model. Registered families are known to be causal and are not tried.
     """
@@ -56,17 +59,23 @@ def refuse_not_causal(model: Any, name: str) -> None:
     ):
         return
     rows = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.randint(rows, (2, 6), generator=torch.Generator().manual_seed(0))
-    ids[1, :3] = ids[0, :3]
+    ids = torch.randint(rows, (2, 2 * _BEGINNING), generator=torch.Generator().manual_seed(0))
+    ids[1, :_BEGINNING] = ids[0, :_BEGINNING]
     with evaluating(model), torch.no_grad():
         try:
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :3].float()
+            texts = [ids, ids[:1, :_BEGINNING]]
+            logits = torch.cat(
+                [
+                    model(input_ids=text.to(model.device), use_cache=False).logits[:, :_BEGINNING].float()
+                    for text in texts
+                ]
+            )
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             raise ModelError(
                 f"model {name}: cannot predict the next token of a text ({said}); {_ACCEPTED}"
             ) from error
-    gap = float((logits[0] - logits[1]).abs().max() / logits.abs().max().clamp(min=1e-6))
+    gap = float((logits[1:] - logits[:1]).abs().max() / logits.abs().max().clamp(min=1e-6))
     if not gap <= _TOLERANCE:
         raise ModelError(
             f"model {name}: what a {type(model).__name__} predicts for a token changes with the tokens behind it, so it "

@@ -20,10 +20,13 @@ _TAKEN_FOR_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "
 def lora_targets(model: Any) -> list[str]:
     """Names for peft's `target_modules`: last parts of module names, whole names where a last part is ambiguous.
 
-    Every linear layer but the output head, routers that return more than a product, and what a state-space mixer's kernels
-    read past an adapter. Of a mixture of experts in fused tensors the experts stay as they are, the shared ones too.
+    Every linear layer that a text's logits depend on (`families.reached`), but the output head, routers that return more than
+    a product, layers that share their weights with others (merging would change those too), and what a state-space mixer's
+    kernels read past an adapter. Of a mixture of experts in fused tensors the experts stay as they are, the shared ones too.
     ModelError: no such layer.
     """
+    from unidetox_ray.families.reached import reached
+
     kind = model.config.model_type
     for name in registry.names("families"):
         family: Family = registry.lookup("families", name)
@@ -31,7 +34,13 @@ def lora_targets(model: Any) -> list[str]:
             return list(family.adapter_targets)
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
-    chosen = [name for name, module in modules.items() if module is not head and _adaptable(name, modules)]
+    shared = _shared_weights(model)
+    chosen = [
+        name
+        for name, module in modules.items()
+        if module is not head and _adaptable(name, modules) and module.weight not in shared
+    ]
+    chosen = reached(model, chosen)
     if not chosen:
         raise ModelError(f"model type {kind!r}: has no linear layer that a low-rank adapter could stand on")
     if _has_fused_experts(model):
@@ -39,6 +48,15 @@ def lora_targets(model: Any) -> list[str]:
     taken = set(chosen)
     ambiguous = {_leaf(name) for name in modules if name not in taken}
     return sorted({name if _leaf(name) in ambiguous else _leaf(name) for name in chosen})
+
+
+def _shared_weights(model: Any) -> set[Any]:
+    """Parameters that more than one module holds."""
+    found, shared = set(), set()
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            (shared if weight in found else found).add(weight)
+    return shared
 
 
 def _has_fused_experts(model: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from unidetox_ray.errors import ConfigError, ModelError
+from unidetox_ray.families.positions import positions_of
 from unidetox_ray.metrics.prefix_tree import Label
 
 #: Values of float32 logits at any moment: 2**26 of them are 256 MiB, their exponentials as much again. On the CPU
@@ -109,7 +110,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def longest_input(model: Any) -> int | None:
     """How many positions the model has; None where it does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
+    return positions_of(model.config)
 
 
 def accepted(name: str, value: str, known: Sequence[str]) -> None:

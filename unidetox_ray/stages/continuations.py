@@ -14,6 +14,7 @@ from unidetox_ray.core.steering import Steering
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.errors import ModelError
 from unidetox_ray.families.loading import encode, special_ids
+from unidetox_ray.families.positions import positions_of
 from unidetox_ray.families.runners import runner_of
 from unidetox_ray.settings import EvaluateSection
 
@@ -86,7 +87,7 @@ class _Work:
         ids = special_ids(tokenizer, self.model.config)
         encoded = [encode(tokenizer, text, bos=settings.prompt_bos) or [ids.start] for _, text in prompts]
         # Rotary positions have no table to run out of: without this, a text of 100,000 characters is computed for minutes.
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+        positions = positions_of(self.model.config)
         longest = max(map(len, encoded)) + settings.max_new_tokens - 1  # the last token is not read
         if positions is not None and longest > positions:
             raise ModelError(
