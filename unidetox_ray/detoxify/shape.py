@@ -21,10 +21,14 @@ def skeleton(config: PretrainedConfig, name: str) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
+    except ImportError as error:
+        said = " ".join(str(error).split())[:160]
+        raise ModelError(f"model {name}: needs a package that is not installed here ({said})") from error
     except Exception as error:  # whatever a model class makes of a config that does not fit it
         said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise ModelError(
-            f"model {name}: its config.json describes no model that can be built ({said}); copy the folder again"
+            f"model {name}: its config.json describes no model that can be built ({said}); copy the folder again, or take "
+            "a model that this version of transformers can build"
         ) from error
 
 

@@ -30,6 +30,7 @@ _COMMON_SUBLAYERS = (
     r".*\.(?:mlp|ffn|feed_forward)\.(?:down_proj|c_proj|fc2|fc_out|dense_4h_to_h|w2|Wo)",
     r".*\.layers\.\d+\.fc2",
     r".*\.mixer\.(?:o_proj|down_proj)",
+    r".*\.layer\.\d+\.(?:attention\.)?output\.dense",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unidetox_ray.core.attending import REFUSALS
+from unidetox_ray.core.attending import REFUSALS, causal
 from unidetox_ray.families.agreement import evaluating
 
 
@@ -32,13 +32,16 @@ def reached(model: Any, names: Iterable[str]) -> list[str]:
         rows = int(model.get_input_embeddings().weight.shape[0])
         ids = torch.randint(rows, (2, 6), generator=torch.Generator().manual_seed(0))
         device = next(model.parameters()).device
+        given: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
+        if device.type == "meta":  # the library looks into the mask that it makes itself, where there is nothing to see
+            given["attention_mask"] = causal(ids.shape[1], None, device)
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            logits = model(input_ids=ids.to(device), use_cache=False).logits
+            logits = model(**given).logits
             # Of the logits each to itself: their plain sum has no gradient through a normalisation.
             total = logits.float().logsumexp(-1).sum()
             called = list(probes)
-            given = [probes[name] for name in called]
-            found = torch.autograd.grad(total, given, allow_unused=True) if given else ()
+            added = [probes[name] for name in called]
+            found = torch.autograd.grad(total, added, allow_unused=True) if added else ()
     except REFUSALS:
         return asked
     finally:
