@@ -88,12 +88,36 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "minimax": lambda: hf.MiniMaxConfig(
         **GROUPED, **EXPERTS, head_dim=8, block_size=8, layer_types=["linear_attention", "full_attention"]
     ),
+    # Models that hold layers which no text reaches, or which learn nothing.
+    "gemma3 with images": lambda: hf.Gemma3Config(
+        text_config={**GROUPED, **WINDOWS, "head_dim": 8}, mm_tokens_per_image=4,
+        vision_config={**WIDE, "intermediate_size": 48, "image_size": 16, "patch_size": 8},
+    ),
+    "bart decoder": lambda: hf.BartConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, is_encoder_decoder=False, is_decoder=True, **P, **IDS,
+    ),
+    "deepseek-v3.2": lambda: hf.DeepseekV32Config(
+        **PLAIN, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=8, index_n_heads=8, index_head_dim=16, index_topk=32, mlp_layer_types=["dense", "sparse"],
+        moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+    ),
+    "zamba2": lambda: hf.Zamba2Config(
+        **GROUPED | {"num_hidden_layers": 4, "num_key_value_heads": 4}, mamba_d_state=8, n_mamba_heads=8, chunk_size=8,
+        adapter_rank=4, layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+    ),
+    "granite without attention": lambda: hf.GraniteMoeHybridConfig(
+        **GROUPED, **STATES, mamba_n_heads=8, num_local_experts=0, shared_intermediate_size=48,
+        layer_types=["mamba", "mamba"],
+    ),
 }  # fmt: skip
 
 #: Decoded without the library's cache: it lacks one, keeps it where rows cannot be copied, or mixes rows up.
-WITHOUT_CACHE = {"openai-gpt", "rwkv", "recurrent-gemma", "minimax"}
+WITHOUT_CACHE = {
+    "openai-gpt", "rwkv", "recurrent-gemma", "minimax", "bart decoder", "granite without attention"
+}  # fmt: skip
 #: Where bottleneck adapters cannot stand: no linear layer of theirs is known to end a sub-layer.
-NO_BOTTLENECKS = {"mamba", "mamba2", "falcon-mamba", "rwkv", "recurrent-gemma", "ctrl"}
+NO_BOTTLENECKS = {"mamba", "mamba2", "falcon-mamba", "rwkv", "recurrent-gemma", "ctrl", "granite without attention"}  # fmt: skip
 
 
 def build(name: str, seed: int = 0) -> Any:

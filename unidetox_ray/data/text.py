@@ -96,7 +96,7 @@ def read_corpus(path: str | Path) -> Loaded:
         )
     request = Request(path=place, options=None)
     table = files.read_table(place, request)
-    texts = _table_column(table, None, place.name).rename("text")
+    texts = _table_column(table, None, place.name, "call the one to train on text").rename("text")
     ended = pl.Series("ended", [None] * len(texts), dtype=pl.Boolean)
     if "ended" in table.columns:
         words = table["ended"].cast(pl.String).str.to_lowercase()
@@ -147,14 +147,14 @@ def _texts(place: Path, name: str, request: Request) -> list[str]:
     ]
 
 
-def _table_column(table: pl.DataFrame, column: str | None, where: str) -> pl.Series:
+def _table_column(
+    table: pl.DataFrame, column: str | None, where: str, advice: str = "name one with option column"
+) -> pl.Series:
     if column is None:
         known = [name for name in TEXT_COLUMNS if name in table.columns]
         if not known:
             held = ", ".join(map(repr, table.columns))
-            raise DataError(
-                f"{where}: no column 'text' or 'Text'; it holds {held}; name one with option column"
-            )
+            raise DataError(f"{where}: no column 'text' or 'Text'; it holds {held}; {advice}")
         column = known[0]
     return files.text_column(table, column, where)
 

@@ -26,13 +26,16 @@ class Opened:
 
 def opened(source: str, revision: str | None = None) -> Opened:
     """Checks a model before anything is written. ModelError: missing, gated, or none that could be detoxified."""
-    from unidetox_ray.families.loading import load_config, load_tokenizer, special_ids
+    from unidetox_ray.families.loading import check_vocabulary, load_config, load_tokenizer, special_ids
     from unidetox_ray.families.supported import refuse_unsupported
 
     handle = handle_of(ModelRef(source=source, revision=revision), "model")
     config = load_config(handle["path"], revision)
     refuse_unsupported(config, source)
-    special_ids(load_tokenizer(handle["path"], revision), config)
+    tokenizer = load_tokenizer(handle["path"], revision)
+    special_ids(tokenizer, config)
+    model = skeleton(config, source)
+    check_vocabulary(tokenizer, int(model.get_input_embeddings().weight.shape[0]), source)
     kind = str(config.model_type)
     hub_id = None if Path(source).expanduser().is_dir() else source
-    return Opened({**handle, "family": kind}, skeleton(config, source), kind, positions_of(config), hub_id)
+    return Opened({**handle, "family": kind}, model, kind, positions_of(config), hub_id)

@@ -40,11 +40,17 @@ def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTo
 
     _check_folder(path_or_id)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path_or_id, revision=revision, trust_remote_code=False, token=hub_token()
         )
+        known = bool(tokenizer("The word", add_special_tokens=False)["input_ids"])
     except Exception as error:  # what the tokenizers library raises for a damaged file is a bare Exception
         raise explained(error, path_or_id, "tokenizer") from error
+    if not known:  # where the files lack, transformers makes an empty one
+        raise ModelError(
+            f"tokenizer {path_or_id}: knows no words; put the tokenizer's files (tokenizer.json …) beside the model's"
+        )
+    return tokenizer
 
 
 def load_model(
@@ -274,10 +280,14 @@ def _check_embedding(model: PreTrainedModel, path_or_id: str) -> None:
     if not (Path(path_or_id).expanduser() / "tokenizer.json").is_file():
         return
     embedding: Any = model.get_input_embeddings()
-    size, rows = len(load_tokenizer(path_or_id)), embedding.weight.shape[0]
-    if size > rows:
+    check_vocabulary(load_tokenizer(path_or_id), embedding.weight.shape[0], path_or_id)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, path_or_id: str) -> None:
+    """ModelError for a tokenizer with more tokens than the embedding has rows; fewer are no hindrance."""
+    if len(tokenizer) > rows:
         raise ModelError(
-            f"{path_or_id}: the tokenizer has {size} tokens but the embedding {rows} rows; "
+            f"{path_or_id}: the tokenizer has {len(tokenizer)} tokens but the embedding {rows} rows; "
             "take the tokenizer the model was trained with, or resize the embedding and train it"
         )
 

@@ -33,7 +33,9 @@ def reached(model: Any, names: Iterable[str]) -> list[str]:
         ids = torch.randint(rows, (2, 6), generator=torch.Generator().manual_seed(0))
         device = next(model.parameters()).device
         given: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
-        if device.type == "meta":  # the library looks into the mask that it makes itself, where there is nothing to see
+        if (
+            device.type == "meta"
+        ):  # the library looks into the mask that it makes itself, where there is nothing to see
             given["attention_mask"] = causal(ids.shape[1], None, device)
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             logits = model(**given).logits

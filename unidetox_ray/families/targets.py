@@ -52,7 +52,8 @@ def lora_targets(model: Any) -> list[str]:
 
 def _shared_weights(model: Any) -> set[Any]:
     """Parameters that more than one module holds."""
-    found, shared = set(), set()
+    found: set[Any] = set()
+    shared: set[Any] = set()
     for module in model.modules():
         for weight in module.parameters(recurse=False):
             (shared if weight in found else found).add(weight)
