@@ -242,3 +242,22 @@ def test_no_step_waits_for_the_gpu(name):
             stepper.step(batch_of(step), 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_window_of_the_text_part_of_a_model_of_images_is_seen():
+    """Its own config names none: texts longer than the window would be trained under a plain causal mask."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    text = {
+        "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "intermediate_size": 48, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    images = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(
+        Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=4)
+    )
+    assert not takes_masks(model, 1 << 30) and not keeps_apart(model, 48)

@@ -9,9 +9,11 @@ import torch
 import transformers as hf
 from many_models import GROUPED, IDS, PLAIN, build
 
+from unidetox_ray import registry
 from unidetox_ray.detoxify.opened import opened
-from unidetox_ray.errors import ModelError
-from unidetox_ray.families.supported import refuse_not_causal, refuse_unsupported
+from unidetox_ray.errors import ConfigError, ModelError
+from unidetox_ray.families.supported import refuse_not_causal, refuse_too_long, refuse_unsupported
+from unidetox_ray.families.tokenizers import train_tokenizer
 
 SMALL = {"vocab_size": 331, "d_model": 32}
 ENCODER_DECODERS = {
@@ -80,6 +82,30 @@ def test_what_looks_ahead_is_found_by_its_numbers():
         refuse_not_causal(build(name), name)
 
 
+def test_what_looks_at_the_length_of_the_text_is_found_too():
+    config = hf.ProphetNetConfig(
+        hidden_size=32, num_decoder_layers=2, num_decoder_attention_heads=4, decoder_ffn_dim=48, vocab_size=331,
+        max_position_embeddings=64, num_buckets=8, is_decoder=True, is_encoder_decoder=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+    with pytest.raises(ModelError, match="changes with the tokens behind it"):
+        refuse_not_causal(model, "me/mine")
+
+
+def test_positions_that_the_config_names_and_the_model_lacks():
+    config = hf.RobertaConfig(**PLAIN | {"pad_token_id": 1}, is_decoder=True, type_vocab_size=1)
+    model = hf.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ConfigError, match=r"cannot read 64 tokens.*names 64 positions; name max_length=62"):
+        refuse_too_long(model, 64, "me/mine")
+    refuse_too_long(model, 62, "me/mine")
+    refuse_too_long(build("qwen3"), 64, "qwen3")
+
+
 @pytest.fixture
 def folder(tokenizer, tmp_path):
     build("qwen2").save_pretrained(tmp_path / "qwen2")
@@ -91,6 +117,21 @@ def test_a_folder_is_opened_without_its_weights(folder):
     found = opened(str(folder))
     assert found.model_type == "qwen2" and found.positions == 64 and found.hub_id is None
     assert all(weight.is_meta for weight in found.model.parameters())
+
+
+def test_a_tokenizer_that_is_too_large_is_refused_before_anything_starts(folder, texts):
+    train_tokenizer(registry.lookup("families", "gpt2"), texts, 400).save_pretrained(folder)
+    with pytest.raises(ModelError, match="tokenizer has 400 tokens but the embedding 331 rows") as raised:
+        opened(str(folder))
+    one_line(raised)
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="tokenizer") as raised:
+        opened(str(folder))
+    assert one_line(raised).startswith("tokenizer ")
 
 
 def test_code_from_the_repository_is_not_run(folder):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unidetox_ray import registry
-from unidetox_ray.errors import ModelError
+from unidetox_ray.errors import ConfigError, ModelError
 from unidetox_ray.families.agreement import evaluating
+from unidetox_ray.families.positions import positions_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-3
 #: So many tokens, with others behind them and without.
 _BEGINNING = 5
+#: Tables of positions lose at most so many to padding (RoBERTa's kind loses two or more).
+_LOST_POSITIONS = 8
 _ACCEPTED = "give a causal (decoder-only) language model"
 
 
@@ -81,3 +84,34 @@ def refuse_not_causal(model: Any, name: str) -> None:
             f"model {name}: what a {type(model).__name__} predicts for a token changes with the tokens behind it, so it "
             f"cannot continue a text; {_ACCEPTED}"
         )
+
+
+def refuse_too_long(model: Any, length: int, name: str) -> None:
+    """ConfigError where texts of `length` tokens are more than the model can read, with the length that it can.
+
+    A config may name more positions than the model has for text. Tried on the CPU, and only near that number: on a GPU, a
+    position that is not there would end the process.
+    """
+    known = positions_of(model.config)
+    if known is None or length <= known - _LOST_POSITIONS or _reads(model, length):
+        return
+    shorter = range(length - 1, max(1, length - 2 * _LOST_POSITIONS), -1)
+    fits = next((each for each in shorter if _reads(model, each)), None)
+    if fits is not None:
+        raise ConfigError(
+            f"model {name}: cannot read {length} tokens, though its config names {known} positions; name max_length={fits}"
+        )
+
+
+def _reads(model: Any, length: int) -> bool:
+    import torch
+
+    with evaluating(model), torch.no_grad():
+        try:
+            # Not the padding's id, which some models give no position of its own.
+            pad = getattr(model.config, "pad_token_id", None)
+            ids = torch.full((1, length), 1 if pad != 1 else 2, device=model.device)
+            model(input_ids=ids, use_cache=False)
+        except (RuntimeError, IndexError):
+            return False
+    return True

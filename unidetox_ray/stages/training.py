@@ -152,7 +152,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     from unidetox_ray.core.flops import Pace, parameters_of
     from unidetox_ray.core.loop import Log, train
     from unidetox_ray.families.loading import load_model, load_tokenizer, special_ids
-    from unidetox_ray.families.supported import refuse_not_causal
+    from unidetox_ray.families.supported import refuse_not_causal, refuse_too_long
     from unidetox_ray.stages import checkpoints
 
     started = time.perf_counter()
@@ -172,6 +172,7 @@ def run_job(job: Job, device: str, rank: int, world: int, report: Any) -> None:
     rows, counts = rows_of(job, tokenizer, ids.eos)
     if not rows:
         raise StageError(f"{job.name}: no text of {job.texts} holds two tokens; nothing to train on")
+    refuse_too_long(unwrapped(model), max(map(len, rows)), job.model["name"])
     if settings.pack_to:
         check_packing(model, job, settings.pack_to)
     weights = parameters_of(model)
