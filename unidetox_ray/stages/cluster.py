@@ -175,9 +175,12 @@ def _open(settings: ClusterSection, address: str | None) -> None:
     before = signal.getsignal(signal.SIGTERM) if on_main else None
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except Exception as error:  # a node that does not come up in time is a bare Exception
+        said = " ".join(str(error).split())
+        if address:
+            raise StageError(f"Ray could not be reached at {address}: {said}; see `ray status`") from None
         raise StageError(
-            f"Ray could not be reached at {address or 'this machine'}: {error}; see `ray status`"
+            f"Ray could not be started on this machine: {said}; where it is busy with other work, try again later"
         ) from None
     if on_main:
         # Ray puts its own handler there; ours ends the tracked runs and names the exit code.
