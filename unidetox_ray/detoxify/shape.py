@@ -22,7 +22,8 @@ def skeleton(config: PretrainedConfig, name: str) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except ImportError as error:
-        said = " ".join(str(error).split())[:160]
+        said = " ".join(str(error).split())[:200]
+        said = said.rpartition(". ")[0] or said  # no half sentence
         raise ModelError(f"model {name}: needs a package that is not installed here ({said})") from error
     except Exception as error:  # whatever a model class makes of a config that does not fit it
         said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
