@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidetox_ray.detoxify.shape import positions_of, skeleton
+from unidetox_ray.plan.counting import positions_of, skeleton
 from unidetox_ray.settings import ModelRef
 from unidetox_ray.stages.models import Handle, handle_of
 
@@ -17,7 +17,7 @@ class Opened:
 
     handle: Handle
     model: Any
-    """Without numbers (`shape.skeleton`)."""
+    """Without numbers (`counting.skeleton`)."""
     model_type: str
     positions: int | None
     hub_id: str | None
