@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from unidetox_ray import registry
-from unidetox_ray.config import digest
 from unidetox_ray.core.steering import Steering
 from unidetox_ray.data.world import World
 from unidetox_ray.families.loading import encode, special_ids
 from unidetox_ray.families.scratch import build_model
 from unidetox_ray.families.tokenizers import train_tokenizer
+from unidetox_ray.hashing import digest
 from unidetox_ray.methods.base import DecodingMethod, FitTexts
 from unidetox_ray.settings import ScratchSection
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from unidetox_ray import registry
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.core.decode import decode
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.errors import ModelError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import load_model, load_tokenizer
 from unidetox_ray.families.parts import layout_of
 from unidetox_ray.families.runners import runner_of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from unidetox_ray.config import checked
+from unidetox_ray.experiment import checked
 from unidetox_ray.methods.base import DecodingMethod
 from unidetox_ray.plan import durations, memory
 from unidetox_ray.plan.amounts import CorpusAmount

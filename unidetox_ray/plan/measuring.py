@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from unidetox_ray.config import MethodEntry
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.plan import durations, memory, shapes
 from unidetox_ray.plan.amounts import PlannedCell
 from unidetox_ray.plan.counting import Model
