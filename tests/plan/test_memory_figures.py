@@ -7,13 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
 from unidetox_ray.plan import memory, shapes
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.settings import DeepSpeedSection, FinetuneSection, ModelRef, ToxicSection
 
 GIB = 2**30
 XL, SEVEN = "openai-community/gpt2-xl", "meta-llama/Llama-2-7b-hf"
 
 
-def model(name: str) -> shapes.Model:
+def model(name: str) -> Model:
     return shapes.family_model(ModelRef(source=name), {XL: "gpt2", SEVEN: "llama"}[name])
 
 
