@@ -15,29 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
+from small_experiment import small_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = Path(sys.executable).with_name("ray")
-SHAPE = {
-    "hidden": 32,
-    "layers": 1,
-    "heads": 2,
-    "vocab_size": 320,
-    "max_positions": 64,
-    "steps": 10,
-    "length": 32,
-}
-EXPERIMENT = {
-    "name": "submitted", "base_family": "gpt2", "families": ["gpt2"], "methods": ["base", "samples"],
-    "models": {"gpt2": {"source": "scratch:", "scratch": SHAPE}},
-    "data": {**dict.fromkeys(("prompts", "clean"), "world"), "mmlu": None, "pretrain": ["world"]},
-    "corpus": {"num_texts": 16, "max_length": 12}, "finetune": {"steps": 3, "batch_size": 4, "max_length": 16},
-    "evaluate": {"continuations": 2, "max_new_tokens": 4, "runs": 1, "ppl_model": None, "clean_max_length": 32,
-                 "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
-    "tracking": {"uri": "none"},
-}  # fmt: skip
+EXPERIMENT = small_experiment("submitted", methods=["base", "samples"])
 #: Secrets of the cluster and of whoever submits; a find says which leaked.
 MARK = "5e1c2a90d7"
 CANARIES = {

@@ -29,8 +29,8 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray import __version__, warned
-from unidetox_ray.config import digest
 from unidetox_ray.errors import ArtifactError, ConfigError
+from unidetox_ray.hashing import digest
 from unidetox_ray.secrecy import redacted
 
 MANIFEST = "manifest.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 #: Where Linux says how much memory a control group may use: version 2 and 1.
@@ -16,3 +17,8 @@ def memory_limit() -> float:
         except (OSError, ValueError):  # absent, or the word `max`
             continue
     return float("inf")
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, or fewer where the container that this process runs in allows fewer."""
+    return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()))

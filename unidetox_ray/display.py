@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar per piece of work with its rate, and one closing line; plain lines where there is no terminal."""
+"""Progress on a terminal: one bar per piece of work with its rate, and one closing line where anything was done; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -70,6 +70,8 @@ class TerminalDisplay:
                     self.say(f"{label}: {done:,} of {total:,} {unit}")
 
             yield advance_line
+        if not state["done"]:  # found made, by an earlier run or another task
+            return
         seconds = time.perf_counter() - started
         rate = f", {state['done'] / seconds:,.1f} {unit}/s" if seconds > 0.05 else ""
         self.say(f"{label}: {state['done']:,} {unit} in {seconds:.1f} s{rate}")

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from unidetox_ray import registry
-from unidetox_ray.config import Experiment, checked
+from unidetox_ray.config import Experiment
+from unidetox_ray.experiment import checked
 from unidetox_ray.methods.base import CorpusMethod, WeightsMethod
 from unidetox_ray.methods.clean_text import CLEAN
 from unidetox_ray.settings import DataSource

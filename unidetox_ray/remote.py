@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from unidetox_ray.artifacts import MANIFEST, private_folder
-from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError, StageError
+from unidetox_ray.hashing import digest
 from unidetox_ray.settings import is_url
 
 #: Never sent: what only this machine can use.

@@ -37,6 +37,10 @@ def _not_nan(value: float) -> float:
     return value
 
 
+#: How strongly a contrast pulls; inf = the pure difference.
+Beta = Annotated[float, Field(ge=0), AfterValidator(_not_nan)]
+
+
 def _whole(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number")
@@ -202,7 +206,7 @@ class CorpusSection(Section):
     """Tokens, start token included, as in the paper."""
     alpha: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     """Plausibility cut."""
-    beta: Annotated[float, Field(ge=0), AfterValidator(_not_nan)] = math.inf
+    beta: Beta = math.inf
     """Contrast strength; inf = log p_base - log p_toxic, what the released code computes whatever beta says (5)."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 = off; the released code ran with 50 by a library default (2)."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from unidetox_ray.artifacts import RunFolder, file_sha256, key_for, write_jsonl, write_parquet
-from unidetox_ray.config import MethodEntry, resolve
+from unidetox_ray.config import resolve
 from unidetox_ray.errors import ConfigError, DataError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context, Display
 

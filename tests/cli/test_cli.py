@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import polars as pl
 import pytest
+from small_experiment import SCRATCH
 
 from unidetox_ray import registry, yaml_file
 from unidetox_ray.config import load
@@ -200,20 +201,11 @@ def test_a_dry_run_of_what_is_shipped_starts_and_writes_nothing(path, tmp_path, 
 def workplace(tmp_path_factory) -> Path:
     """A folder with a scratch model and a classifier in the cache, as `run --until corpus` leaves them."""
     folder = tmp_path_factory.mktemp("verbs")
-    shape = {
-        "hidden": 32,
-        "layers": 1,
-        "heads": 2,
-        "vocab_size": 320,
-        "max_positions": 64,
-        "steps": 10,
-        "length": 32,
-    }
     values = {
-        **GOOD, "methods": ["base", "unidetox"], "storage": "runs", "models": {"gpt2": {"source": "scratch:", "scratch": shape}},
+        **GOOD, "methods": ["base", "unidetox"], "storage": "runs", "models": {"gpt2": {"source": "scratch:", "scratch": SCRATCH}},
         "data": {**dict.fromkeys(("toxic", "prompts", "scorer"), "world"), "mmlu": None, "pretrain": ["world"]},
         "toxic": {"steps": 3, "max_length": 32}, "corpus": {"num_texts": 6, "max_length": 12},
-        "evaluate": {"ppl_model": None, "scorers": [{"name": "bert", "source": "scratch:", "scratch": {**shape, "vocab_size": 400}}]},
+        "evaluate": {"ppl_model": None, "scorers": [{"name": "bert", "source": "scratch:", "scratch": {**SCRATCH, "vocab_size": 400}}]},
         "cluster": {"num_cpus": 2},
     }  # fmt: skip
     (folder / "e.yaml").write_text(json.dumps(values), encoding="utf-8")

@@ -14,28 +14,13 @@ import tempfile
 
 import pytest
 from shipped import CLUSTER, ROOT
+from small_experiment import small_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 #: A network and processes of its own; `--kill-child`: nothing of it outlives the test.
 ALONE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]  # fmt: skip
-SHAPE = {
-    "hidden": 32,
-    "layers": 1,
-    "heads": 2,
-    "vocab_size": 320,
-    "max_positions": 64,
-    "steps": 10,
-    "length": 32,
-}
-EXPERIMENT = {
-    "name": "slurm", "base_family": "gpt2", "families": ["gpt2"], "methods": ["base"],
-    "models": {"gpt2": {"source": "scratch:", "scratch": SHAPE}},
-    "data": {**dict.fromkeys(("prompts", "clean"), "world"), "mmlu": None, "pretrain": ["world"]},
-    "evaluate": {"continuations": 2, "max_new_tokens": 4, "runs": 1, "ppl_model": None, "clean_max_length": 32,
-                 "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
-    "tracking": {"uri": "none"},
-}  # fmt: skip
+EXPERIMENT = small_experiment("slurm")
 
 
 def alone() -> bool:

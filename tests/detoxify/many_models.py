@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import transformers as hf
+from random_models import random_model
 
 V = 331
 IDS = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -122,11 +122,4 @@ NO_BOTTLENECKS = {"mamba", "mamba2", "falcon-mamba", "rwkv", "recurrent-gemma", 
 
 def build(name: str, seed: int = 0) -> Any:
     """The model of this name, float32, in evaluation mode; all parameters random, so that no bias or norm is trivial."""
-    config = ARCHITECTURES[name]()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.1 * torch.randn_like(weight))
-    return model.eval()
+    return random_model(ARCHITECTURES[name](), seed)

@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_experiment import small_experiment
 
 from unidetox_ray.config import Experiment, load
 from unidetox_ray.doctor import Line, Subject, examine
-
-SHAPE = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 320, "max_positions": 64, "steps": 10, "length": 32}  # fmt: skip
-LOCAL = {
-    "name": "local", "base_family": "gpt2", "families": ["gpt2"], "methods": ["base", "unidetox"],
-    "models": {"gpt2": {"source": "scratch:", "scratch": SHAPE}},
-    "data": {**dict.fromkeys(("toxic", "prompts", "clean"), "world"), "mmlu": None, "pretrain": ["world"]},
-    "evaluate": {"ppl_model": None, "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
-    "tracking": {"uri": "none"},
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -28,9 +20,8 @@ def write(tmp_path) -> Callable[..., Path]:
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "experiment.yaml"
-        path.write_text(
-            json.dumps({**LOCAL, "storage": str(tmp_path / "outputs"), **changes}), encoding="utf-8"
-        )
+        own = {"methods": ["base", "unidetox"], "storage": str(tmp_path / "outputs")}
+        path.write_text(json.dumps(small_experiment("local", **{**own, **changes})), encoding="utf-8")
         return path
 
     return write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from random_models import random_model
 
 VOCAB = 211
 _SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB}
@@ -63,10 +63,4 @@ def build(kind: str, seed: int = 0, **extra: Any) -> Any:
         config = hf.LlamaConfig(
             **shape, intermediate_size=100, num_key_value_heads=2 if "grouped" in kind else 4, **extra
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.1 * torch.randn_like(weight))
-    return model.eval()
+    return random_model(config, seed)

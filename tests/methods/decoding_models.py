@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 
 from unidetox_ray import registry
-from unidetox_ray.config import digest
 from unidetox_ray.core.steering import Steering
 from unidetox_ray.data.world import World
 from unidetox_ray.families.loading import encode, special_ids
 from unidetox_ray.families.scratch import build_model
 from unidetox_ray.families.tokenizers import train_tokenizer
+from unidetox_ray.hashing import digest
 from unidetox_ray.methods.base import DecodingMethod, FitTexts
 from unidetox_ray.settings import ScratchSection
 
@@ -102,6 +103,17 @@ def make_kit(family_name: str, root: Path) -> Kit:
         fit_texts,
         root,
     )
+
+
+def with_words_swapped(tokenizer: Any) -> Any:
+    """A copy in which the last two words of the vocabulary have each other's id."""
+    wrong = copy.deepcopy(tokenizer)
+    state = json.loads(wrong.backend_tokenizer.to_str())
+    words = state["model"]["vocab"]
+    one, other = sorted(words, key=words.get)[-2:]
+    words[one], words[other] = words[other], words[one]
+    wrong._tokenizer = type(wrong.backend_tokenizer).from_str(json.dumps(state))
+    return wrong
 
 
 def _noisy(model: Any, seed: int) -> Any:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from decoding_models import SPEC, decoding_methods
+from decoding_models import SPEC, decoding_methods, with_words_swapped
 
 from unidetox_ray import registry
 from unidetox_ray.core.decode import decode, decode_slowly
@@ -164,12 +164,7 @@ def test_a_model_of_another_vocabulary_is_refused(kit, method):
     needed = sorted(method.needs - {"fit"})
     if not needed:
         pytest.skip(f"{method.name} opens no second model")
-    wrong = copy.deepcopy(kit.tokenizers["base"])
-    state = json.loads(wrong.backend_tokenizer.to_str())
-    words = state["model"]["vocab"]
-    one, other = sorted(words, key=words.get)[-2:]
-    words[one], words[other] = words[other], words[one]
-    wrong._tokenizer = type(wrong.backend_tokenizer).from_str(json.dumps(state))
+    wrong = with_words_swapped(kit.tokenizers["base"])
     assert len(wrong) == len(kit.tokenizers["base"])
     swapped = copy.copy(kit)
     swapped.tokenizers = {**kit.tokenizers, needed[0]: wrong}

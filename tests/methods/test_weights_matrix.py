@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_models import Kit
+from decoding_models import Kit, with_words_swapped
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from unidetox_ray import registry
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.core.decode import decode
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.errors import ModelError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import load_model, load_tokenizer
 from unidetox_ray.families.parts import layout_of
 from unidetox_ray.families.runners import runner_of
@@ -137,12 +137,7 @@ def test_tied_weights_are_edited_once_and_tied_again(kit, method, stored, tmp_pa
 
 
 def test_a_toxic_model_with_another_tokenizer_is_refused_in_one_line(kit, method, stored, tmp_path):
-    wrong = copy.deepcopy(kit.tokenizers["base"])
-    state = json.loads(wrong.backend_tokenizer.to_str())
-    words = state["model"]["vocab"]
-    one, other = sorted(words, key=words.get)[-2:]
-    words[one], words[other] = words[other], words[one]
-    wrong._tokenizer = type(wrong.backend_tokenizer).from_str(json.dumps(state))
+    wrong = with_words_swapped(kit.tokenizers["base"])
     kit.models["toxic"].save_pretrained(tmp_path / "toxic")
     wrong.save_pretrained(tmp_path / "toxic")
     with pytest.raises(ModelError, match="the toxic model's tokenizer is not the base model's") as problem:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
 from unidetox_ray.plan import memory, shapes
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.settings import DeepSpeedSection, FinetuneSection, ModelRef, ToxicSection
 
 GIB = 2**30
 XL, SEVEN = "openai-community/gpt2-xl", "meta-llama/Llama-2-7b-hf"
 
 
-def model(name: str) -> shapes.Model:
+def model(name: str) -> Model:
     return shapes.family_model(ModelRef(source=name), {XL: "gpt2", SEVEN: "llama"}[name])
 
 
@@ -35,6 +38,59 @@ def test_a_training_peaks_where_it_was_measured(name, precision, stage, compiled
     section = FinetuneSection(precision=precision, deepspeed=DeepSpeedSection(stage=stage))
     found = memory.training(model(name), section, 8, 256, 1, compiled=compiled)
     assert found.peak / GIB == pytest.approx(measured, rel=0.15)
+
+
+def saved_values(config: PretrainedConfig, layers: int) -> int:
+    """bfloat16 values, in bytes, that autograd saves of one forward of 2 x 64 tokens, weights aside."""
+    config.num_hidden_layers = layers
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    own = {weight.untyped_storage().data_ptr() for weight in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=torch.full((2, 64), 5), use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in own)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=128, n_head=4, n_positions=64, vocab_size=50, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        LlamaConfig(hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2, vocab_size=50),
+    ],
+    ids=["gpt2", "llama with grouped keys"],
+)  # fmt: skip
+def test_a_layer_that_is_not_compiled_keeps_what_autograd_saves(config):
+    a_layer = (saved_values(config, 4) - saved_values(config, 2)) / 2
+    section = FinetuneSection(precision="bf16_pure")
+    shape = shapes.of_config(config, "small")
+    assert shape.layers == 2
+    found = memory.training(shape, section, 2, 64, 1, compiled=False)
+    assert found.activations / shape.layers == pytest.approx(a_layer, rel=0.03)
+
+
+def test_pieces_of_a_batch_need_less_and_add_their_gradients_up():
+    xl = model(XL)
+
+    def found(pieces: int) -> memory.Memory:
+        section = FinetuneSection(precision="bf16_pure", batch_size=32, micro_batch=32 // pieces)
+        return memory.training(xl, section, 32, 256, 1, compiled=True)
+
+    whole, four = found(1), found(4)
+    assert four.activations == whole.activations / 4 and four.logits == whole.logits / 4
+    assert whole.peak == whole.weights + whole.optimiser + whole.activations + whole.logits
+    assert (
+        four.peak
+        == four.weights + four.gradients + four.optimiser + four.activations + four.logits
+        < whole.peak
+    )
+    # More at once than a worker has is all of it.
+    many = FinetuneSection(precision="bf16_pure", micro_batch=100)
+    assert memory.training(xl, many, 32, 256, 1, compiled=True) == whole
 
 
 def test_decoding_by_two_gpt2_xl_peaks_where_it_was_measured():

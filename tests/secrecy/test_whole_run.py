@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from small_experiment import SCRATCH, WORDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults, pytest.mark.xdist_group("watched")]
 
@@ -25,23 +26,14 @@ CANARIES = {name: f"canary-{index}-b81f0c4e7a-{name.lower()}" for index, name in
 ))}  # fmt: skip
 IN_A_FILE = "canary-9-b81f0c4e7a-of-the-file"
 MARK = "b81f0c4e7a"
-SHAPE = {
-    "hidden": 32,
-    "layers": 1,
-    "heads": 2,
-    "vocab_size": 320,
-    "max_positions": 128,
-    "steps": 10,
-    "length": 32,
-}
 EXPERIMENT = {
     "name": "watched", "base_family": "gpt2", "families": ["gpt2"], "methods": ["base", "unidetox"], "storage": "runs",
-    "models": {"gpt2": {"source": "scratch:", "scratch": SHAPE}},
+    "models": {"gpt2": {"source": "scratch:", "scratch": {**SCRATCH, "max_positions": 128}}},
     "data": {**dict.fromkeys(("toxic", "prompts", "clean"), "world"), "mmlu": None, "pretrain": ["world"]},
     "toxic": {"steps": 3, "max_length": 32}, "corpus": {"num_texts": 16, "max_length": 16, "shard_size": 8},
     "finetune": {"steps": 3, "batch_size": 4, "max_length": 32},
     "evaluate": {"continuations": 2, "max_new_tokens": 8, "runs": 1, "ppl_model": None, "clean_max_length": 32,
-                 "scorers": [{"name": "words", "kind": "lexicon", "source": "world"}]},
+                 "scorers": [WORDS]},
     "cluster": {"num_cpus": 2}, "limit": 8,
 }  # fmt: skip
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.errors import ArtifactError, DataError, StageError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.schemas import CORPUS
 from unidetox_ray.stages import corpus
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unidetox_ray.config import MethodEntry
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.costs import costs_of
 from unidetox_ray.stages.generate import decode_costs

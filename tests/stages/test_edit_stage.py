@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from unidetox_ray import registry
 from unidetox_ray.artifacts import finished
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.errors import ModelError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import load_model
 from unidetox_ray.stages import edit
 from unidetox_ray.stages.cells import Cell

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from unidetox_ray.cards import model_card
-from unidetox_ray.config import MethodEntry, resolve
+from unidetox_ray.config import resolve
 from unidetox_ray.core.decode import decode, decode_slowly
 from unidetox_ray.core.streams import uniforms
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import load_model
 from unidetox_ray.families.runners import runner_of
 from unidetox_ray.settings import FinetuneSection

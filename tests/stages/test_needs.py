@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from unidetox_ray.artifacts import key_for
-from unidetox_ray.config import hashable
 from unidetox_ray.data.world import World
 from unidetox_ray.errors import ConfigError, ModelError
+from unidetox_ray.hashing import hashable
 from unidetox_ray.stages import toxic
 from unidetox_ray.stages.cells import cells_of, steer
 from unidetox_ray.stages.copies import Copies

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.errors import StageError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import encode, load_model, load_tokenizer
 from unidetox_ray.stages import corpus
 from unidetox_ray.stages.continuations import continuations

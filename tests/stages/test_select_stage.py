@@ -6,10 +6,10 @@ import polars as pl
 import pytest
 
 from unidetox_ray.artifacts import finished
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.core.packs import pack_texts
 from unidetox_ray.data.world import World
 from unidetox_ray.errors import ConfigError, DataError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import encode, load_tokenizer
 from unidetox_ray.methods.sgeat import INSTRUCTIONS
 from unidetox_ray.schemas import CORPUS

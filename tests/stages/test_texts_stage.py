@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from unidetox_ray.artifacts import finished
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.data.world import World
 from unidetox_ray.errors import ConfigError, DataError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.families.loading import load_tokenizer
 from unidetox_ray.stages import corpus
 from unidetox_ray.stages.needs import needed

@@ -7,11 +7,11 @@ that a nucleus holds most of the vocabulary.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unidetox_ray.container import machine_memory
 from unidetox_ray.core.streams import generator
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.schemas import LABELS
@@ -62,7 +62,7 @@ def check_room(size: str, models: int, device: torch.device, bytes_each: int) ->
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = machine_memory()
     if needed > there:
         raise ConfigError(
             f"--size {size} needs {needed / 2**30:.0f} GiB for its weights alone, {device} has {there / 2**30:.0f}; "

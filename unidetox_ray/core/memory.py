@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from unidetox_ray.container import machine_memory
 from unidetox_ray.core import kernels
 from unidetox_ray.core.batching import out_of_memory, release_memory
 from unidetox_ray.core.decoder import Decoder
@@ -175,13 +176,13 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated there.
 
     On CUDA what the driver has and what torch holds without using it. On the CPU the greater of the pages without
-    any content and a quarter of the machine's memory, since the rest of it is mostly file cache.
+    any content and a quarter of the machine's (or its container's) memory, since the rest of it is mostly file cache.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    page = os.sysconf("SC_PAGE_SIZE")
-    return page * max(os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES") // 4)
+    whole = machine_memory()
+    return max(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), whole), whole // 4)
 
 
 def with_fewer_rows(function: Callable[[int], T], rows: int) -> tuple[T, int]:

@@ -13,7 +13,7 @@ import fnmatch
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,21 @@ def find(folder: Path, names: Iterable[str], what: str) -> Path:
         if found:
             return found[0]
     raise DataError(f"{folder}: no file for {what}; looked for {', '.join(wanted)}")
+
+
+def split_tables(request: Request, title: str, usual: Mapping[str, Sequence[str]]) -> dict[str, pl.DataFrame]:
+    """A table per split of a data set that is a folder: of the file that the option `<split>_path` names, else of the first of
+    the split's usual names that is there. title: the data set's, for messages. DataError: no folder, or a file is missing."""
+    if request.path is None or not request.path.is_dir():
+        raise DataError(
+            f"{request.path}: data set {title.lower()!r} needs a folder holding both the {' and the '.join(usual)} file"
+        )
+    tables = {}
+    for split, names in usual.items():
+        given = getattr(request.options, f"{split}_path")
+        place = find(request.path, [given] if given else names, f"{title} {split}")
+        tables[split] = read_table(place, request, name=place.relative_to(request.path).as_posix())
+    return tables
 
 
 def matches(name: str, globs: Sequence[str]) -> bool:

@@ -78,16 +78,7 @@ def _sources(request: Request) -> dict[str, pl.DataFrame]:
     if request.path is None:
         local = "a folder with mmlu_all_{dev,validation}.jsonl (question, subject, choices, answer)"
         return hub.fetch(HUB_ID, HUB_FILES, request, local=local)
-    if not request.path.is_dir():
-        raise DataError(
-            f"{request.path}: data set 'mmlu' needs a folder holding both the dev and the validation file"
-        )
-    tables = {}
-    for split in SPLITS:
-        name = getattr(request.options, f"{split}_path")
-        place = files.find(request.path, [name] if name else LOCAL_FILES[split], f"MMLU {split}")
-        tables[split] = files.read_table(place, request, name=place.relative_to(request.path).as_posix())
-    return tables
+    return files.split_tables(request, "MMLU", LOCAL_FILES)
 
 
 def _typed(table: pl.DataFrame, split: str) -> pl.DataFrame:

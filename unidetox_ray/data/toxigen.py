@@ -12,7 +12,6 @@ The two splits overlap. Two prompts count as the same when they differ in blanks
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -130,19 +129,7 @@ def _sources(request: Request) -> dict[str, pl.DataFrame]:
             "a folder with train and test of `annotated` as parquet or toxigen_annotated_{train,test}.jsonl"
         )
         return hub.fetch(HUB_ID, HUB_FILES, request, local=local)
-    if not request.path.is_dir():
-        raise DataError(
-            f"{request.path}: data set 'toxigen' needs a folder holding both the train and the test file"
-        )
-    tables = {}
-    for split, name in {"train": request.options.train_path, "test": request.options.test_path}.items():
-        place = files.find(request.path, [name] if name else LOCAL_FILES[split], f"ToxiGen {split}")
-        tables[split] = files.read_table(place, request, name=_name(place, request.path))
-    return tables
-
-
-def _name(place: Path, folder: Path) -> str:
-    return place.relative_to(folder).as_posix()
+    return files.split_tables(request, "ToxiGen", LOCAL_FILES)
 
 
 def _typed(table: pl.DataFrame, split: str, request: Request) -> pl.DataFrame:

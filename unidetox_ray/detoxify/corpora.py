@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unidetox_ray.artifacts import Manifest
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.detoxify.asked import FRESH, PUBLISHED, STAND_IN, Asked
 from unidetox_ray.detoxify.published import LICENCE, SOURCE, published
 from unidetox_ray.errors import DataError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.models import Handle
 

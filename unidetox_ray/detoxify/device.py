@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from unidetox_ray.container import memory_limit
+from unidetox_ray.container import machine_memory
 from unidetox_ray.detoxify.room import Device
 from unidetox_ray.stages.cluster import worker_gpu
 from unidetox_ray.stages.context import Context
@@ -14,11 +12,6 @@ def device_of(context: Context) -> Device:
     """Joins or starts Ray. A cluster's GPU is asked by a task, since the driver may stand on a machine without one."""
     context.connect()
     if not context.on_gpu:
-        return Device("cpu", cpu_memory(), bf16=False, name="cpu")
+        return Device("cpu", machine_memory(), bf16=False, name="cpu")
     memory, bf16, name = worker_gpu()
     return Device("cuda", memory, bf16=bf16, name=name)
-
-
-def cpu_memory() -> int:
-    """Bytes of this machine, or of the container that this process may use."""
-    return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()))

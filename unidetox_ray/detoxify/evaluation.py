@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unidetox_ray.config import MethodEntry
 from unidetox_ray.detoxify.asked import Asked
 from unidetox_ray.errors import DataError, ModelError, StageError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.settings import ModelRef
 from unidetox_ray.stages.cells import Cell
 from unidetox_ray.stages.context import Context

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from unidetox_ray.detoxify.room import SHARE, Choice, Device, choose, gib, least, peak_bytes, precisions
-from unidetox_ray.detoxify.shape import shape_of
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.plan.counting import Model, counted
+from unidetox_ray.plan.memory import trainable_of
 from unidetox_ray.settings import FinetuneSection, Precision
 
 
@@ -47,32 +48,41 @@ def fitted(
 ) -> Fitted:
     """The section as it will be trained.
 
-    model: of `shape.skeleton`. given: names of fields that the user has set, which are kept: of precision and micro_batch.
+    model: of `counting.skeleton`. given: names of fields that the user has set, which are kept: of precision and micro_batch.
     what: of several trainings, the one that is meant. ConfigError: it does not fit, with a setting that would.
     """
     accepted: tuple[Precision, ...] = (
         (section.precision,) if "precision" in given else _accepted(section, device)
     )
     rows = section.micro_batch or section.batch_size if "micro_batch" in given else None
-    shape = shape_of(model, section)
-    found = choose(
-        shape, device, batch_size=section.batch_size, length=section.max_length, accepted=accepted, rows=rows
-    )
+    _refuse_adapters(model, section)
+    shape = counted(model, name)
+    parameters, trained = trainable_of(shape, section)
+    found = choose(shape, section, device, accepted, rows)
     if found is None and rows is not None and "precision" in given:
         # Both are the user's own: an estimate is no reason to refuse what was asked for twice.
-        pieces = -(-section.batch_size // rows)
-        peak = peak_bytes(shape, section.precision, rows=rows, pieces=pieces, length=section.max_length)
-        found = Choice(section.precision, rows, pieces, peak)
+        peak = peak_bytes(shape, section, section.precision, rows)
+        found = Choice(section.precision, rows, -(-section.batch_size // rows), peak)
     if found is None:
-        needs = least(shape, accepted, batch_size=section.batch_size, length=section.max_length)
         raise ConfigError(
-            f"{what}{name}: {_kind(section)} of {shape.parameters / 1e9:.2f} B parameters needs about {gib(needs)} at least, "
-            f"and of the {gib(device.memory)} of {device.name or device.kind} {gib(SHARE * device.memory)} can be planned with; "
-            f"{_advice(section, model, device)}"
+            f"{what}{name}: {_kind(section)} of {parameters / 1e9:.2f} B parameters needs about "
+            f"{gib(least(shape, section, accepted))} at least, and of the {gib(device.memory)} of {device.name or device.kind} "
+            f"{gib(SHARE * device.memory)} can be planned with; {_advice(section, shape, device)}"
         )
     micro = 0 if found.pieces == 1 else found.rows
     chosen = section.model_copy(update={"precision": found.precision, "micro_batch": micro})
-    return Fitted(chosen, found, shape.trained, shape.parameters)
+    return Fitted(chosen, found, trained, parameters)
+
+
+def _refuse_adapters(model: Any, section: FinetuneSection) -> None:
+    """ModelError, with what the model lacks, where the adapter that is asked for cannot stand on it."""
+    from unidetox_ray.families.bottleneck import places_of
+    from unidetox_ray.families.targets import lora_targets
+
+    if section.adapter == "lora":
+        lora_targets(model)
+    elif section.adapter == "bottleneck":
+        places_of(model)
 
 
 def _accepted(section: FinetuneSection, device: Device) -> tuple[Precision, ...]:
@@ -83,26 +93,15 @@ def _kind(section: FinetuneSection) -> str:
     return {"none": "full fine-tuning", "lora": "LoRA", "bottleneck": "bottleneck adapters"}[section.adapter]
 
 
-def _advice(section: FinetuneSection, model: Any, device: Device) -> str:
+def _advice(section: FinetuneSection, model: Model, device: Device) -> str:
     """A setting under which the very same calculation fits."""
-    if section.adapter == "none":
-        other = section.model_copy(update={"adapter": "lora"})
-        found = choose(
-            shape_of(model, other), device, batch_size=other.batch_size, length=other.max_length,
-            accepted=_accepted(other, device),
-        )  # fmt: skip
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if section.adapter == "none" and model.rank_parameters is not None:
+        changes.append(("--adapter lora", {"adapter": "lora"}))
+    changes += [(f"max_length={n}", {"max_length": n}) for n in (128, 64, 32) if n < section.max_length]
+    for told, change in changes:
+        other = section.model_copy(update=change)
+        found = choose(model, other, device, _accepted(other, device))
         if found is not None:
-            return f"--adapter lora would need about {gib(found.peak)}"
-    shape = shape_of(model, section)
-    for length in (128, 64, 32):
-        if length < section.max_length:
-            found = choose(
-                shape,
-                device,
-                batch_size=section.batch_size,
-                length=length,
-                accepted=_accepted(section, device),
-            )
-            if found is not None:
-                return f"max_length={length} would need about {gib(found.peak)}"
+            return f"{told} would need about {gib(found.peak)}"
     return "take a smaller model or a larger device, or several GPUs with cluster.workers_per_cell=N deepspeed.stage=3"

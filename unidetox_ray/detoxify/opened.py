@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidetox_ray.detoxify.shape import skeleton
 from unidetox_ray.families.positions import positions_of
+from unidetox_ray.plan.counting import skeleton
 from unidetox_ray.settings import ModelRef
 from unidetox_ray.stages.models import Handle, handle_of
 
@@ -18,7 +18,7 @@ class Opened:
 
     handle: Handle
     model: Any
-    """Without numbers (`shape.skeleton`)."""
+    """Without numbers (`counting.skeleton`)."""
     model_type: str
     positions: int | None
     hub_id: str | None

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unidetox_ray.artifacts import versions
 from unidetox_ray.doctor.access import unreachable
@@ -14,12 +14,15 @@ from unidetox_ray.doctor.checking import Line, check, fail, ok, skipped, warn
 from unidetox_ray.doctor.subject import Subject, existing
 from unidetox_ray.errors import UnidetoxError
 
+if TYPE_CHECKING:
+    from unidetox_ray.stages.nodes import Answer
+
 #: A worker process has to start on every node first, with torch's import behind it.
 _ANSWER_SECONDS = 90.0
 _SAME = ("python", "torch", "transformers", "ray", "deepspeed", "polars")
 
 
-def ask_node(folder: str, word: str, number: int) -> str:
+def ask_node(folder: str, word: str) -> str:
     """Runs on a node: what it is, and whether it can read the driver's file and leave one of its own. JSON."""
     import shutil
     import socket
@@ -34,10 +37,11 @@ def ask_node(folder: str, word: str, number: int) -> str:
         told["versions"], told["missing"] = {}, str(error)
     if folder:
         place = Path(folder)
+        told["left"] = f"node-{secrets.token_hex(8)}"
         try:
             if (place / "driver").read_text() != word:
                 told["problem"] = "sees another file of that name"
-            (place / f"node-{number}").write_text(word)
+            (place / told["left"]).write_text(word)
             told["free_gib"] = round(shutil.disk_usage(place).free / 2**30, 1)
         except OSError as error:
             told["problem"] = f"{error.strerror}"
@@ -71,17 +75,14 @@ def _asked(subject: Subject) -> Iterator[Line]:
     import shutil
     import tempfile
 
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from unidetox_ray.stages.cluster import devices
+    from unidetox_ray.stages.nodes import asked
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    resources = ray.cluster_resources()
-    yield ok(
-        f"{len(alive)} nodes, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, Ray {ray.__version__}"
-    )
-    if subject.folder is None and len(alive) > 1:
+    there = devices()
+    yield ok(f"{there.nodes} nodes, {there.cpus} CPUs, {there.gpus} GPUs, Ray {versions()['ray']}")
+    if subject.folder is None and there.nodes > 1:
         yield fail(
-            f"storage {subject.storage} serves one node, the cluster has {len(alive)}",
+            f"storage {subject.storage} serves one node, the cluster has {there.nodes}",
             "name a folder that every node sees under one path (NFS, Filestore, EFS, Lustre)",
         )
     word, place = secrets.token_hex(8), None
@@ -89,39 +90,25 @@ def _asked(subject: Subject) -> Iterator[Line]:
         place = Path(tempfile.mkdtemp(prefix=".unidetox-doctor-", dir=existing(subject.folder)))
         (place / "driver").write_text(word)
     try:
-        asked = {}
-        task: Any = ray.remote(num_cpus=0, max_retries=0)(ask_node)
-        for number, node in enumerate(alive):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[task.options(scheduling_strategy=there).remote(str(place or ""), word, number)] = (
-                number,
-                node,
-            )
-        answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
-        for reference in late:
-            yield fail(
-                f"node {asked[reference][1]['NodeManagerAddress']}: no answer within {_ANSWER_SECONDS:.0f} s",
-                "see `ray status`; a node that is full or gone is replaced by the autoscaler or by hand",
-            )
-        for reference in answered:
-            number, node = asked[reference]
-            yield from _judged(reference, number, node, place, subject)
+        for answer in asked(ask_node, str(place or ""), word, seconds=_ANSWER_SECONDS):
+            yield from _judged(answer, place, subject)
     finally:
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _judged(
-    reference: Any, number: int, node: dict[str, Any], place: Path | None, subject: Subject
-) -> Iterator[Line]:
-    import ray
-
-    who = f"node {node['NodeManagerAddress']}"
-    try:
-        told = json.loads(ray.get(reference))
-    except ray.exceptions.RayError as error:
-        yield fail(f"{who}: {str(error).strip().splitlines()[-1]}", "see Ray's logs on that node")
+def _judged(answer: Answer, place: Path | None, subject: Subject) -> Iterator[Line]:
+    who = f"node {answer.address}"
+    if answer.late:
+        yield fail(
+            f"{who}: no answer within {_ANSWER_SECONDS:.0f} s",
+            "see `ray status`; a node that is full or gone is replaced by the autoscaler or by hand",
+        )
         return
+    if answer.error:
+        yield fail(f"{who}: {answer.error}", "see Ray's logs on that node")
+        return
+    told = json.loads(answer.value)
     who = f"{who} ({told['host']})"
     here = versions()
     other = [
@@ -137,7 +124,7 @@ def _judged(
         )
     if place is None:
         return
-    if told["problem"] or not (place / f"node-{number}").is_file():
+    if told["problem"] or not (place / told["left"]).is_file():
         why = told["problem"] or "what it writes is not seen here"
         yield fail(f"{who}: {subject.storage}: {why}", "name a folder that every node sees under one path")
     elif "missing" not in told and not other:

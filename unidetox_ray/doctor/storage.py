@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unidetox_ray import warned
@@ -164,70 +164,82 @@ def permissions(subject: Subject) -> Line:
 @check("toxic models")
 def toxic_models(subject: Subject) -> Line:
     """Every model that was made to write hateful text says so in its card, which is what `export` and people go by."""
-    folder = subject.folder
-    if folder is None or not folder.is_dir():
-        return skipped(f"{subject.storage}: no run folder on this machine yet")
-    toxic, unmarked = 0, []
-    for run in _runs(folder):
-        for settings in sorted(run.glob("models/*/settings.json")):
-            try:
-                values = json.loads(settings.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                unmarked.append(settings.parent)  # nothing says what it is
-                continue
-            if not isinstance(values, dict) or not values.get("do_not_deploy"):
-                continue
-            toxic += 1
-            card = settings.with_name("README.md")
-            if not card.is_file() or _MARK not in card.read_text(encoding="utf-8", errors="replace"):
-                unmarked.append(settings.parent)
-    if unmarked:
+
+    def bad(silent: list[Path]) -> Line:
         return fail(
-            f"{len(unmarked)} toxic models without {_MARK} in their card (first: {unmarked[0]})",
+            f"{len(silent)} toxic models without {_MARK} in their card (first: {silent[0]})",
             "delete them, or run their experiment again with --fresh, which writes the card",
         )
-    return ok(f"{toxic} toxic models under {folder}, each marked {_MARK}")
+
+    return _all_marked(
+        subject, _toxic_models, bad, f"toxic models under {subject.folder}, each marked {_MARK}"
+    )
 
 
 @check("text files")
 def text_files(subject: Subject) -> Line:
     """Every table of a run that holds text says that it can be hateful: in its metadata, or beside it."""
-    import polars as pl
 
-    folder = subject.folder
-    if folder is None or not folder.is_dir():
-        return skipped(f"{subject.storage}: no run folder on this machine yet")
-    said, silent = 0, []
-    for run in _runs(folder):
-        tables = [*run.glob("*.parquet"), *run.glob("corpora/*.parquet"), *run.glob("stages/*/*.parquet")]
-        for path in sorted(tables):
-            try:
-                told = warned.KEY in pl.read_parquet_metadata(path)
-                text = warned.metadata_of(pl.read_parquet_schema(path)) is not None
-            except (OSError, pl.exceptions.PolarsError):
-                told, text = False, True  # nothing says what it holds
-            said += text and told
-            silent += [path] if text and not told else []
-        for path in sorted([*run.glob("*.csv"), *run.glob("*.jsonl")]):
-            if not _holds_text(path):
-                continue
-            told = warned.metadata_path(path).is_file()
-            said += told
-            silent += [] if told else [path]
-    if silent:
+    def bad(silent: list[Path]) -> Line:
         return warn(
             f"{len(silent)} files of text do not say that it can be hateful (first: {silent[0]})",
             "delete them, or make them again with `unidetox run`, which writes the warning",
         )
-    return ok(f"{said} files of text under {folder}, each with its content warning")
+
+    return _all_marked(
+        subject, _text_files, bad, f"files of text under {subject.folder}, each with its content warning"
+    )
 
 
-def _holds_text(path: Path) -> bool:
-    """Whether a csv or jsonl file has a column of text; a file that nobody can read counts as one that has."""
+def _all_marked(
+    subject: Subject,
+    found_in: Callable[[Path], Iterator[tuple[Path, bool]]],
+    bad: Callable[[list[Path]], Line],
+    good: str,
+) -> Line:
+    """found_in: of a run, each place and whether it is marked. bad: the line for those that are not. good: said behind the
+    number of places where all are."""
+    folder = subject.folder
+    if folder is None or not folder.is_dir():
+        return skipped(f"{subject.storage}: no run folder on this machine yet")
+    found = [each for run in _runs(folder) for each in found_in(run)]
+    silent = [place for place, marked in found if not marked]
+    return bad(silent) if silent else ok(f"{len(found)} {good}")
+
+
+def _toxic_models(run: Path) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether its card has the mark) of each; a model of which nothing says what it is counts as one without."""
+    for settings in sorted(run.glob("models/*/settings.json")):
+        try:
+            values = json.loads(settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            yield settings.parent, False
+            continue
+        if isinstance(values, dict) and values.get("do_not_deploy"):
+            card = settings.with_name("README.md")
+            marked = card.is_file() and _MARK in card.read_text(encoding="utf-8", errors="replace")
+            yield settings.parent, marked
+
+
+def _text_files(run: Path) -> Iterator[tuple[Path, bool]]:
+    """(path, whether it has its content warning) of each; a file that nobody can read counts as one of text."""
     import polars as pl
 
-    try:
-        read = pl.read_csv if path.suffix == ".csv" else pl.read_ndjson
-        return warned.metadata_of(read(path, n_rows=1).columns) is not None
-    except (OSError, pl.exceptions.PolarsError):
-        return True
+    for path in sorted(
+        [*run.glob("*.parquet"), *run.glob("corpora/*.parquet"), *run.glob("stages/*/*.parquet")]
+    ):
+        try:
+            warns = warned.KEY in pl.read_parquet_metadata(path)
+            text = warned.metadata_of(pl.read_parquet_schema(path)) is not None
+        except (OSError, pl.exceptions.PolarsError):
+            warns, text = False, True
+        if text:
+            yield path, warns
+    for path in sorted([*run.glob("*.csv"), *run.glob("*.jsonl")]):
+        try:
+            read = pl.read_csv if path.suffix == ".csv" else pl.read_ndjson
+            text = warned.metadata_of(read(path, n_rows=1).columns) is not None
+        except (OSError, pl.exceptions.PolarsError):
+            text = True
+        if text:
+            yield path, warned.metadata_path(path).is_file()

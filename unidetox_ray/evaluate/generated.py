@@ -9,11 +9,12 @@ from typing import Any
 
 import polars as pl
 
-from unidetox_ray.config import MethodEntry, digest
 from unidetox_ray.errors import ConfigError, DataError
 from unidetox_ray.evaluate.prompt_sets import PromptSet
 from unidetox_ray.evaluate.sources import Source
 from unidetox_ray.evaluate.store import Parts, finished, prompt_key, store
+from unidetox_ray.experiment import MethodEntry
+from unidetox_ray.hashing import digest
 from unidetox_ray.settings import EvaluateSection, ModelRef
 from unidetox_ray.single import context_of
 from unidetox_ray.stages.context import Context, Display

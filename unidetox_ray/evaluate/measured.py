@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from unidetox_ray.config import digest
 from unidetox_ray.errors import DataError
 from unidetox_ray.evaluate.scorers import Scorer
 from unidetox_ray.evaluate.scoring import scores_of
 from unidetox_ray.evaluate.store import Parts
+from unidetox_ray.hashing import digest
 from unidetox_ray.metrics.space import Space
 from unidetox_ray.metrics.stats import Floats, Interval, RatioMean, Resampler, interval, macro_mean
 from unidetox_ray.metrics.toxicity import domain_statistics, prompt_statistics

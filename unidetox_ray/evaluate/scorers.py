@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from unidetox_ray import registry
-from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.hashing import digest
 from unidetox_ray.metrics.classifier import Activation, LexiconClassifier, ToxicityClassifier
 from unidetox_ray.pinned import PINNED, pin_of, warning_of
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from unidetox_ray.artifacts import file_sha256
-from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError, DataError, ModelError
 from unidetox_ray.evaluate import reading
 from unidetox_ray.evaluate.columns import columns_of
 from unidetox_ray.evaluate.store import Parts, finished, normalised, store
+from unidetox_ray.hashing import digest
 
 #: Rows by which the columns of a file are found.
 _SAMPLE = 1000

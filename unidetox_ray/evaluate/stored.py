@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray.artifacts import file_sha256, private_folder, write_parquet
-from unidetox_ray.config import digest
 from unidetox_ray.errors import ConfigError
 from unidetox_ray.evaluate.perspective import read_scores
 from unidetox_ray.evaluate.scorers import Scorer
 from unidetox_ray.evaluate.scoring import SCORED
 from unidetox_ray.evaluate.store import Parts, distribution_in, prompt_key
+from unidetox_ray.hashing import digest
 
 NAME = "perspective"
 _NOT_THERE = "no stored score of this text"

@@ -13,7 +13,6 @@ import polars as pl
 
 from unidetox_ray import registry
 from unidetox_ray.artifacts import file_sha256, private_folder, write_json
-from unidetox_ray.config import digest
 from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, StageError, UnidetoxError
 from unidetox_ray.evaluate import columns as columns_
 from unidetox_ray.evaluate import generated, outputs, page, prompt_sets, scorers, scoring, sources, tracked
@@ -26,6 +25,7 @@ from unidetox_ray.evaluate.scorers import Scorer
 from unidetox_ray.evaluate.store import store
 from unidetox_ray.evaluate.stored import keep_own_scores, rows_of_stored, stored
 from unidetox_ray.families.loading import load_config
+from unidetox_ray.hashing import digest
 from unidetox_ray.locking import only_writer
 from unidetox_ray.metrics.stats import MIN_SAMPLES
 from unidetox_ray.stages.context import Display, Silent

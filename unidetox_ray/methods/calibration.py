@@ -255,40 +255,18 @@ def steering(
     from unidetox_ray.core.fused import Blend, Fusion, with_map
     from unidetox_ray.core.steering import Steering, check_tokenizers
     from unidetox_ray.families.loading import load_model, load_tokenizer
+    from unidetox_ray.methods.fits import facts_of_fit, refuse_other_fit
 
     base = models["base"]
     if not settings.alpha:
         return Steering((base,))
-    folder = _fitted(fit_folder, base, settings)
+    folder, facts = facts_of_fit("calibration", fit_folder, "alpha 0", FACTS)
+    refuse_other_fit("calibration", folder, facts, base, settings)
     check_tokenizers({"base": tokenizers["base"], "calibration": load_tokenizer(str(folder))})
     weight = next(base.parameters())
     small = load_model(str(folder), dtype=str(weight.dtype).removeprefix("torch."), device=str(weight.device))
     small = with_map(small, _mapping(folder)).requires_grad_(False)
     return Steering((base,), fusions=(Fusion(small, Blend(settings.alpha, _normalised(settings))),))
-
-
-def _fitted(folder: Path | None, base: Any, settings: Any) -> Path:
-    """The folder, if it holds a fit of this base with these settings."""
-    from unidetox_ray.artifacts import read_json
-    from unidetox_ray.core.identity import model_identity
-    from unidetox_ray.errors import ModelError
-
-    if folder is None:
-        raise ModelError(
-            "calibration: no fit is given, and only alpha 0 needs none; run the stage that makes it"
-        )
-    facts = read_json(folder / FACTS)
-    if facts["model_identity"] != model_identity(base):
-        raise ModelError(
-            f"calibration: the fit in {folder.name} was made on other weights than this model's; make the fit on this model"
-        )
-    for name, value in facts["settings"].items():
-        if value != getattr(settings, name):
-            raise ModelError(
-                f"calibration: the fit in {folder.name} was made with {name} {value}, the settings say "
-                f"{getattr(settings, name)}; make the fit with these settings"
-            )
-    return folder
 
 
 def _mapping(folder: Path) -> Tensor:

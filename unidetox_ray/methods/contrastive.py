@@ -11,25 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from unidetox_ray.methods.base import DecodingMethod
-from unidetox_ray.settings import Section
+from unidetox_ray.settings import Beta, Section
 
 if TYPE_CHECKING:
     from unidetox_ray.core.steering import Steering
 
 
-def _not_nan(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("must be a number or inf")
-    return value
-
-
 class Settings(Section):
     alpha: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     """The plausible set: tokens with p_base >= alpha * max p_base (Li et al. 2023 and UniDetox: 0.1)."""
-    beta: Annotated[float, Field(ge=0), AfterValidator(_not_nan)] = math.inf
+    beta: Beta = math.inf
     """The dial. inf: UniDetox's text. 0: the base model, whole vocabulary."""
 
 

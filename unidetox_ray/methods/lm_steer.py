@@ -172,32 +172,18 @@ def load(folder: Path | None, base: Any, settings: Any) -> dict[str, Steer]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from unidetox_ray.artifacts import read_json
-    from unidetox_ray.core.identity import model_identity
     from unidetox_ray.core.steer import Steer
     from unidetox_ray.errors import ModelError
+    from unidetox_ray.methods.fits import facts_of_fit, refuse_other_fit
 
-    if folder is None:
-        raise ModelError(
-            "lm_steer: no fit is given, and only strength 0 needs none; run the stage that makes it"
-        )
-    facts = read_json(folder / FACTS)
+    folder, facts = facts_of_fit("lm_steer", folder, "strength 0", FACTS)
     hidden = int(base.get_output_embeddings().weight.shape[1])
     if facts["hidden"] != hidden:
         raise ModelError(
             f"lm_steer: the fit in {folder.name} is of hidden size {facts['hidden']} and the model of {hidden}; "
             "make the fit on this model"
         )
-    if facts["model_identity"] != model_identity(base):
-        raise ModelError(
-            f"lm_steer: the fit in {folder.name} was made on other weights than this model's; make the fit on this model"
-        )
-    for name, value in facts["settings"].items():
-        if value != getattr(settings, name):
-            raise ModelError(
-                f"lm_steer: the fit in {folder.name} was made with {name} {value}, the settings say {getattr(settings, name)}; "
-                "make the fit with these settings"
-            )
+    refuse_other_fit("lm_steer", folder, facts, base, settings)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:

@@ -6,22 +6,15 @@ model fine-tuned on the text moves along the negative toxicity vector.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from unidetox_ray.methods.base import CorpusMethod
-from unidetox_ray.settings import CorpusSection, Section
+from unidetox_ray.settings import Beta, CorpusSection, Section
 
 if TYPE_CHECKING:
     from unidetox_ray.core.logits import Mixture
-
-
-def _not_nan(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("must be a number or inf")
-    return value
 
 
 class Settings(Section):
@@ -30,7 +23,7 @@ class Settings(Section):
     source: str | None = None
     """A corpus file to use instead of distilling, for example the published 640 texts."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
-    beta: Annotated[float, Field(ge=0), AfterValidator(_not_nan)] | None = None
+    beta: Beta | None = None
     num_texts: Annotated[int, Field(ge=1)] | None = None
 
 

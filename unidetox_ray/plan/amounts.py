@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from unidetox_ray import registry
-from unidetox_ray.config import Experiment, MethodEntry, checked
+from unidetox_ray.config import Experiment
+from unidetox_ray.experiment import MethodEntry, checked
 from unidetox_ray.methods.base import CorpusMethod, Method
 from unidetox_ray.methods.clean_text import CLEAN
 from unidetox_ray.plan import shapes, texts
-from unidetox_ray.plan.shapes import Model
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.plan.texts import Data, Quiz, Tokens
 from unidetox_ray.settings import CorpusSection, FinetuneSection, ScratchSection
 from unidetox_ray.stages.cells import seeds_of, tuned_families

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unidetox_ray.config import Experiment
+from unidetox_ray.container import machine_memory
 from unidetox_ray.errors import ArtifactError, ConfigError
 from unidetox_ray.plan.fitting import Fit, fitted
 from unidetox_ray.registry import suggest
@@ -213,7 +214,7 @@ def kind_named(name: str, memory_gib: float, table: Mapping[str, Any]) -> str | 
 
 
 def this_machine(table: Mapping[str, Any], cpus: int | None = None) -> Fleet:
-    """What is here: CUDA devices where there are any, else CPU cores (`cpus` of them) and the machine's memory."""
+    """What is here: CUDA devices where there are any, else CPU cores (`cpus` of them) and the machine's memory, or its container's."""
     import torch
 
     if torch.cuda.is_available():
@@ -227,8 +228,9 @@ def this_machine(table: Mapping[str, Any], cpus: int | None = None) -> Fleet:
             )
         return Fleet(rates_of(kind, table), torch.cuda.device_count(), measured=True)
     rates = rates_of("cpu", table)
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return Fleet(replace(rates, memory=memory), cpus or len(os.sched_getaffinity(0)), measured=True)
+    return Fleet(
+        replace(rates, memory=float(machine_memory())), cpus or len(os.sched_getaffinity(0)), measured=True
+    )
 
 
 def at_hand(experiment: Experiment, table: Mapping[str, Any]) -> Fleet:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.plan.devices import Rates
 from unidetox_ray.plan.memory import BYTES, sharded, trainable_of
-from unidetox_ray.plan.shapes import Model
 from unidetox_ray.plan.texts import Tokens
 from unidetox_ray.settings import TrainingSection
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from unidetox_ray.config import checked
+from unidetox_ray.experiment import checked
 from unidetox_ray.methods.base import DecodingMethod
 from unidetox_ray.plan import durations, memory
 from unidetox_ray.plan.amounts import CorpusAmount
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.plan.durations import Spent
 from unidetox_ray.plan.engine import Cell, Item, Stage
 from unidetox_ray.plan.memory import BYTES, Memory
 from unidetox_ray.plan.parts import Parts, shards
-from unidetox_ray.plan.shapes import Model
 from unidetox_ray.settings import FinetuneSection, ScratchSection
 from unidetox_ray.stages.needs import method_of
 from unidetox_ray.stages.scorers import filter_scorer

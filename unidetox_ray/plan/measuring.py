@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from unidetox_ray.config import MethodEntry
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.plan import durations, memory, shapes
 from unidetox_ray.plan.amounts import PlannedCell
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.plan.durations import Spent
 from unidetox_ray.plan.engine import Cell, Item, Stage
 from unidetox_ray.plan.making import Making
 from unidetox_ray.plan.memory import BYTES
 from unidetox_ray.plan.parts import shards
-from unidetox_ray.plan.shapes import Model
 from unidetox_ray.plan.texts import Tokens
 from unidetox_ray.stages.needs import method_of
 

@@ -1,7 +1,7 @@
 """Bytes: what a training, a batch of decoding and a batch of scoring hold at their peak on one device.
 
 Letters: N parameters, B rows, T positions, H hidden size, V vocabulary. The formulas are checked against
-the measured peaks in tests/plan/test_memory.py; docs/plan.md says what they leave out.
+the measured peaks in tests/plan/test_memory_figures.py; docs/plan.md says what they leave out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unidetox_ray.plan.shapes import Model
+from unidetox_ray.errors import ModelError
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.settings import DeepSpeedSection, FinetuneSection, TrainingSection
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -27,7 +28,7 @@ _SCORED_LOGITS = 2 * 4 * 2**26
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak, by what they are for. gradients and activations are not at their peak together."""
+    """Bytes at the peak, by what they are for."""
 
     weights: float = 0.0
     gradients: float = 0.0
@@ -38,14 +39,15 @@ class Memory:
     other: float = 0.0
     host: float = 0.0
     """Bytes in the machine's own memory instead (offload)."""
+    added_up: bool = False
+    """Gradients of several pieces of a batch are added up: the first piece's are there while the next one is read."""
 
     @property
     def peak(self) -> float:
         """Gradients come as activations go: both shrink and grow along the layers, so that the peak is at one of the ends."""
-        return (
-            self.weights + self.optimiser + self.cache + self.other
-            + max(self.gradients, self.activations + self.logits)
-        )  # fmt: skip
+        work = self.activations + self.logits
+        passing = self.gradients + work if self.added_up else max(self.gradients, work)
+        return self.weights + self.optimiser + self.cache + self.other + passing
 
     def as_gib(self) -> dict[str, float]:
         names = ("weights", "gradients", "optimiser", "activations", "cache", "logits", "other", "host")
@@ -53,14 +55,18 @@ class Memory:
 
 
 def trainable_of(model: Model, section: TrainingSection) -> tuple[int, int]:
-    """(parameters, trained ones) with the adapters of the section."""
-    if isinstance(section, FinetuneSection) and section.adapter != "none":
-        if section.adapter == "lora":
-            own = section.lora.rank * model.rank_parameters
-        else:
-            own = 2 * model.layers * 2 * model.hidden * section.bottleneck.size
-        return model.parameters + own, own
-    return model.parameters, model.parameters
+    """(parameters, trained ones) with the adapters of the section. ModelError where the model has no place for them."""
+    if not isinstance(section, FinetuneSection) or section.adapter == "none":
+        return model.parameters, model.parameters - model.frozen
+    if section.adapter == "lora":
+        one, size = model.rank_parameters, section.lora.rank
+    else:
+        one, size = model.bottleneck_parameters, section.bottleneck.size
+    if one is None:
+        raise ModelError(
+            f"{model.name}: has no known place for adapter: {section.adapter}; take another one, or none"
+        )
+    return model.parameters + size * one, size * one
 
 
 def sharded(section: TrainingSection, world: int) -> bool:
@@ -74,7 +80,7 @@ def sharded(section: TrainingSection, world: int) -> bool:
 def training(
     model: Model, section: TrainingSection, rows: int, length: int, world: int, *, compiled: bool
 ) -> Memory:
-    """Of one worker with `rows` rows of at most `length` positions.
+    """Of one worker whose share of a batch is `rows` rows of at most `length` positions, `section.micro_batch` of them at once.
 
     Bytes a parameter, of which those in brackets are divided by the workers from the stage on that is named:
       no engine       fp32 4 weights + 4 gradients + 8 moments; bf16_pure 2 + 2 + 4
@@ -102,22 +108,34 @@ def training(
         if stage == 3:
             layer = item * model.matrix / max(1, model.layers)
             weights = weights / world + 2 * layer
-    tokens = rows * length
+    at_once = min(rows, section.micro_batch or rows)
+    tokens = at_once * length
     activations = float(item * tokens * model.layers * _values_a_layer(model, compiled))
     logits = float(_LOGIT[item] * tokens * model.vocab)
-    return Memory(weights, gradients, optimiser, activations, logits=logits, other=buffers, host=host)
+    return Memory(
+        weights,
+        gradients,
+        optimiser,
+        activations,
+        logits=logits,
+        other=buffers,
+        host=host,
+        added_up=at_once < rows,
+    )
 
 
 def _values_a_layer(model: Model, compiled: bool) -> float:
     """Values that a layer keeps of one position for the way back.
 
     Compiled: its input, two norms, the residual sum, queries, keys, values, attention's result, and the feed-forward
-    layer before and after its activation. Not compiled, the unfused activation and float32 norms keep their own.
+    layer before and after its activation. Not compiled, the unfused activation and float32 norms keep their own: as many
+    as autograd saves of transformers' GPT-2 and LLaMA in bfloat16. Layers that norm queries and keys as well keep more (a
+    sixth for Qwen3), state-space layers without their kernels many times more.
     """
     projections = (model.heads + 2 * model.kv_heads + model.heads) * model.head_size
     kept = 4 * model.hidden + projections + (3 if model.gated else 2) * model.widest
     if not compiled:
-        kept += 2 * model.hidden + model.widest if model.gated else 3 * model.widest
+        kept += 4 * model.hidden + model.widest if model.gated else 3 * model.widest
     return float(kept)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from unidetox_ray.plan import durations, memory
 from unidetox_ray.plan.amounts import Amounts, PlannedCell
+from unidetox_ray.plan.counting import Model
 from unidetox_ray.plan.devices import Fleet
 from unidetox_ray.plan.durations import Spent
 from unidetox_ray.plan.engine import Cell, Item, Stage
 from unidetox_ray.plan.memory import BYTES, Memory
-from unidetox_ray.plan.shapes import Model
 from unidetox_ray.plan.texts import Tokens
 from unidetox_ray.settings import FinetuneSection, ToxicSection
 

@@ -94,6 +94,10 @@ def _of_training(experiment: Experiment, fleet: Fleet, section: str) -> Iterator
                 f"{section}.deepspeed.offload=optimizer",
                 f"cluster.workers_per_cell={world}",
             ]
+    at_once = (settings.micro_batch or batch) // 2
+    while at_once >= 1:
+        yield [f"{section}.micro_batch={at_once}"]
+        at_once //= 2
     # Other arithmetic, other weights trained, other batches.
     for other in ("bf16_master", "bf16_pure"):
         if other != precision and precision != "bf16_pure":

@@ -1,4 +1,4 @@
-"""What of a model decides its memory and its time, found without its weights and without the network.
+"""A model of an experiment as `counting` counts it, found without its weights and without the network.
 
 scratch:  the family's small configuration        folder   config.json and the headers of its safetensors files
 hub id    a family's published shape, toxic-bert's, or a cached config.json; else one line that says how to give it
@@ -8,60 +8,20 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unidetox_ray import registry
 from unidetox_ray.errors import ModelError
+from unidetox_ray.plan.counting import Model, counted, skeleton
 from unidetox_ray.settings import ModelRef, ScorerRef, ScratchSection
 
 #: unitary/toxic-bert is BERT-base with six labels (its config.json; shared notes on the datasets, section 5).
 _KNOWN_CLASSIFIERS = {"unitary/toxic-bert"}
-_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")
 #: More than a header of any real file.
 _LARGEST_HEADER = 100 << 20
-
-
-@dataclass(frozen=True)
-class Model:
-    """parameters: all, tied ones once. matrix: weights that every token is multiplied with, the head included. widest: of the
-    feed-forward layers. adapter_parameters: of a LoRA of rank 1 on the family's targets. positions: None = unlimited.
-    width: layers x heads x head size, for attention's own products."""
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    widest: int
-    gated: bool
-    vocab: int
-    parameters: int
-    matrix: int
-    rank_parameters: int = 0
-    positions: int | None = None
-
-    @property
-    def width(self) -> int:
-        return self.layers * self.heads * self.head_size
-
-    def shape(self, itemsize: int) -> Any:
-        """As `core.memory`, which sizes the run's own batches, wants it."""
-        from unidetox_ray.core.memory import Shape
-
-        return Shape(
-            self.layers,
-            self.heads,
-            self.kv_heads,
-            self.head_size,
-            self.hidden,
-            self.widest,
-            self.vocab,
-            itemsize,
-        )
 
 
 def family_model(ref: ModelRef, family: str) -> Model:
@@ -102,7 +62,7 @@ def _scratch(family: str, spec: ScratchSection) -> Model:
         spec.vocab_size, hidden=spec.hidden, layers=spec.layers, heads=spec.heads, max_positions=spec.max_positions,
         ids=SpecialIds(bos=0, eos=0, pad=0, start=0),
     )  # fmt: skip
-    return of_config(config, "scratch:", entry.adapter_targets)
+    return of_config(config, "scratch:")
 
 
 @lru_cache(maxsize=64)
@@ -137,7 +97,7 @@ def _named(source: str, revision: str | None, where: str, *, classifier: bool = 
         )
     if not classifier:
         try:
-            return of_config(offline_config(source), source, _targets(source))
+            return of_config(offline_config(source), source)
         except ModelError:
             pass  # not one of the families' own checkpoints
     config = _cached_config(source, revision)
@@ -148,14 +108,6 @@ def _named(source: str, revision: str | None, where: str, *, classifier: bool = 
             f"(`hf download {source} config.json`), or set {key} to a folder that holds it"
         )
     return of_config(config, source, classifier=classifier)
-
-
-def _targets(source: str) -> tuple[str, ...]:
-    for name in registry.names("families"):
-        family = registry.lookup("families", name)
-        if source in (family.hub_id, family.hub_id.split("/")[-1]):
-            return tuple(family.adapter_targets)
-    return ()
 
 
 def _cached_config(source: str, revision: str | None) -> Any:
@@ -212,57 +164,5 @@ def _stored_parameters(folder: Path) -> int | None:
     return total if files else None
 
 
-def of_config(config: Any, name: str, targets: tuple[str, ...] = (), *, classifier: bool = False) -> Model:
-    """Counted on a model without memory (the meta device)."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    try:
-        with torch.device("meta"):
-            model = kind.from_config(config)
-    except Exception as error:  # a configuration that its own class refuses
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{name}: no {'classifier' if classifier else 'causal language model'} ({reason})"
-        ) from None
-    text = config.get_text_config()
-    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    matrix = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in looked_up)
-    head = None if classifier else model.get_output_embeddings()
-    if head is not None and id(head.weight) in looked_up:
-        matrix += head.weight.numel()
-    names = [part for part, _ in model.named_modules()]
-    heads = int(getattr(text, "num_attention_heads", 0) or 1)
-    hidden = int(text.hidden_size)
-    layers = int(getattr(text, "num_hidden_layers", 0) or 1)
-    head_size = int(getattr(text, "head_dim", None) or hidden // heads)
-    ranks = 0
-    for part, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if (
-            weight is not None
-            and weight.dim() == 2
-            and part.rpartition(".")[2] in (targets or ("q_proj", "k_proj", "v_proj", "o_proj"))
-        ):
-            ranks += sum(weight.shape)
-    return Model(
-        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=_kv_heads(text, heads), head_size=head_size,
-        widest=_widest(text, hidden), gated=any("gate" in part.rpartition(".")[2] for part in names),
-        vocab=int(text.vocab_size), parameters=sum(p.numel() for p in model.parameters()), matrix=matrix, rank_parameters=ranks,
-        positions=getattr(text, "max_position_embeddings", None),
-    )  # fmt: skip
-
-
-def _kv_heads(config: Any, heads: int) -> int:
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        return 1  # Falcon's first generation
-    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads)
-
-
-def _widest(config: Any, hidden: int) -> int:
-    for name in _WIDTHS:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return 4 * hidden
+def of_config(config: Any, name: str, *, classifier: bool = False) -> Model:
+    return counted(skeleton(config, name, classifier=classifier), name)

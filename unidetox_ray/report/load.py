@@ -28,14 +28,7 @@ def load(run_dir: Path) -> Run:
     problems: list[str] = []
     config = readers.read_config(run_dir / "config.yaml", problems)
     entries, has_results = _read_results(run_dir / "results.json")
-    search = readers.read_json(run_dir / "search.json", problems, "search.json")
-    if search is not None and not isinstance(search, dict):
-        problems.append("search.json holds no mapping")
-        search = None
-    tuning = readers.read_json(run_dir / "tuning.json", problems, "tuning.json")
-    if tuning is not None and not isinstance(tuning, dict):
-        problems.append("tuning.json holds no mapping")
-        tuning = None
+    search, tuning = (_mapping(run_dir / name, problems) for name in ("search.json", "tuning.json"))
     compared = readers.read_json(run_dir / "tuning_test.json", problems, "tuning_test.json")
     cells = _cells(entries)
     manifests = _manifests(run_dir, problems)
@@ -56,6 +49,14 @@ def load(run_dir: Path) -> Run:
         tuning_test=tuple(readers.mapping(one) for one in compared) if isinstance(compared, list) else (),
         problems=problems,
     )
+
+
+def _mapping(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    found = readers.read_json(path, problems, path.name)
+    if found is not None and not isinstance(found, dict):
+        problems.append(f"{path.name} holds no mapping")
+        return None
+    return found
 
 
 def _read_results(path: Path) -> tuple[list[dict[str, Any]], bool]:

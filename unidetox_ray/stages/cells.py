@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unidetox_ray import registry
-from unidetox_ray.config import Experiment, MethodEntry, checked, digest
+from unidetox_ray.config import Experiment
 from unidetox_ray.errors import StageError, UnidetoxError
+from unidetox_ray.experiment import MethodEntry, checked
+from unidetox_ray.hashing import digest
 from unidetox_ray.methods.base import DecodingMethod
 from unidetox_ray.settings import Section
 from unidetox_ray.stages.copies import Copies

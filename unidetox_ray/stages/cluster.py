@@ -202,6 +202,7 @@ def on_one_machine() -> bool:
 class Devices:
     """What a cluster has. memory: bytes of its smallest node. accelerators: what its nodes call their GPUs."""
 
+    nodes: int
     cpus: int
     gpus: int
     memory: float
@@ -211,13 +212,19 @@ class Devices:
 def devices_of(settings: ClusterSection) -> Devices:
     """The devices of the cluster at the settings' address; StageError where it cannot be reached."""
     with connected(settings):
-        import ray
+        return devices()
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+def devices() -> Devices:
+    """The devices of the cluster that has been joined."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     names = {
         name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")
     }
     return Devices(
+        nodes=len(nodes),
         cpus=int(sum(node.get("CPU", 0) for node in nodes)), gpus=int(sum(node.get("GPU", 0) for node in nodes)),
         memory=float(min((node.get("memory", 0.0) for node in nodes), default=0.0)), accelerators=tuple(sorted(names)),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import polars as pl
 
 from unidetox_ray import registry
 from unidetox_ray.artifacts import Manifest, finished, key_for, private_folder, write_manifest, write_parquet
-from unidetox_ray.config import digest
+from unidetox_ray.hashing import digest
 from unidetox_ray.metrics import content
 from unidetox_ray.metrics.content_classifier import JUDGED, ContentClassifier, judge_labels, judge_toxicity
 from unidetox_ray.schemas import check

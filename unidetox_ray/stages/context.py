@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import polars as pl
 
 from unidetox_ray.artifacts import RunFolder, read_json, write_json
-from unidetox_ray.config import Experiment, digest
+from unidetox_ray.config import Experiment
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.hashing import digest
 from unidetox_ray.settings import DataSource
 
 if TYPE_CHECKING:

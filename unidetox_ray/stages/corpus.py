@@ -24,8 +24,9 @@ from unidetox_ray.artifacts import (
     write_manifest,
     write_parquet,
 )
-from unidetox_ray.config import MethodEntry, checked, hashable
 from unidetox_ray.errors import DataError, ModelError, StageError
+from unidetox_ray.experiment import MethodEntry, checked
+from unidetox_ray.hashing import hashable
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection

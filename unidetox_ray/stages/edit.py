@@ -21,8 +21,9 @@ from unidetox_ray.artifacts import (
     write_text,
 )
 from unidetox_ray.cards import edit_card
-from unidetox_ray.config import checked, digest
 from unidetox_ray.errors import ModelError, StageError, UnidetoxError
+from unidetox_ray.experiment import checked
+from unidetox_ray.hashing import digest
 from unidetox_ray.methods.base import WeightsMethod
 from unidetox_ray.settings import ModelRef
 from unidetox_ray.stages import held

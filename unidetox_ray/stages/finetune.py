@@ -12,8 +12,9 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray.artifacts import Manifest, finished, key_for
-from unidetox_ray.config import checked, digest, hashable
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.experiment import checked
+from unidetox_ray.hashing import digest, hashable
 from unidetox_ray.methods.base import CorpusMethod
 from unidetox_ray.settings import FinetuneSection
 from unidetox_ray.stages import held

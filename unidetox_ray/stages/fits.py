@@ -25,8 +25,9 @@ from unidetox_ray.artifacts import (
     write_manifest,
     write_parquet,
 )
-from unidetox_ray.config import checked, digest
 from unidetox_ray.errors import DataError, StageError, UnidetoxError
+from unidetox_ray.experiment import checked
+from unidetox_ray.hashing import digest
 from unidetox_ray.methods.base import DecodingMethod, FitTexts
 from unidetox_ray.settings import Section
 from unidetox_ray.stages import held

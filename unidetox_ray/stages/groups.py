@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from unidetox_ray.config import digest
+from unidetox_ray.hashing import digest
 from unidetox_ray.stages.context import Context
 from unidetox_ray.stages.training import Job, Outcome, run_group
 from unidetox_ray.stages.watch import watched

@@ -21,8 +21,8 @@ from unidetox_ray.artifacts import (
     write_manifest,
     write_parquet,
 )
-from unidetox_ray.config import digest
 from unidetox_ray.errors import ModelError, StageError, UnidetoxError
+from unidetox_ray.hashing import digest
 from unidetox_ray.locking import turn
 from unidetox_ray.settings import ModelRef, ScorerRef, ScratchSection
 from unidetox_ray.stages import held

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unidetox_ray import registry
-from unidetox_ray.config import Experiment, MethodEntry, checked
+from unidetox_ray.config import Experiment
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.experiment import MethodEntry, checked
 from unidetox_ray.methods.base import CorpusMethod, Method, Need
 from unidetox_ray.methods.clean_text import CLEAN
 from unidetox_ray.stages.scorers import filter_scorer

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from unidetox_ray import registry
-from unidetox_ray.config import Experiment, MethodEntry, checked
+from unidetox_ray.config import Experiment
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.experiment import MethodEntry, checked
 from unidetox_ray.settings import ScorerRef
 from unidetox_ray.stages.models import Handle
 

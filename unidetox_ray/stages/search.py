@@ -26,8 +26,8 @@ from unidetox_ray.artifacts import (
     write_manifest,
     write_parquet,
 )
-from unidetox_ray.config import hashable
 from unidetox_ray.errors import StageError, UnidetoxError
+from unidetox_ray.hashing import hashable
 from unidetox_ray.settings import (
     ClusterSection,
     EvaluateSection,

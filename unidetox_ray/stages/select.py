@@ -24,9 +24,10 @@ from unidetox_ray.artifacts import (
     write_text,
 )
 from unidetox_ray.cards import corpus_card
-from unidetox_ray.config import MethodEntry, checked, digest, hashable
 from unidetox_ray.core.streams import generator
 from unidetox_ray.errors import ConfigError
+from unidetox_ray.experiment import MethodEntry, checked
+from unidetox_ray.hashing import digest, hashable
 from unidetox_ray.methods.filtered import Filtered
 from unidetox_ray.methods.sgeat import INSTRUCTIONS
 from unidetox_ray.schemas import CORPUS, check

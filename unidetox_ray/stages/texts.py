@@ -15,8 +15,8 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray.artifacts import Manifest, finished, key_for, private_folder
-from unidetox_ray.config import MethodEntry, checked
 from unidetox_ray.errors import DataError
+from unidetox_ray.experiment import MethodEntry, checked
 from unidetox_ray.methods.clean_text import CLEAN
 from unidetox_ray.schemas import CORPUS, check, frame
 from unidetox_ray.settings import CorpusSection

@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from unidetox_ray.artifacts import finished, key_for, write_parquet
-from unidetox_ray.config import digest, hashable
 from unidetox_ray.errors import DataError
+from unidetox_ray.hashing import digest, hashable
 from unidetox_ray.methods.base import Need
 from unidetox_ray.stages import held
 from unidetox_ray.stages.context import Context

@@ -25,8 +25,9 @@ from unidetox_ray.artifacts import (
     write_json,
     write_manifest,
 )
-from unidetox_ray.config import Experiment, MethodEntry
+from unidetox_ray.config import Experiment
 from unidetox_ray.errors import StageError
+from unidetox_ray.experiment import MethodEntry
 from unidetox_ray.metrics.curves import Statistics, TrialSpace
 from unidetox_ray.settings import SearchSection
 from unidetox_ray.stages import held

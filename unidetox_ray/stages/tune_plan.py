@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from unidetox_ray.artifacts import Manifest, key_for
-from unidetox_ray.config import Experiment, MethodEntry, checked
+from unidetox_ray.config import Experiment
 from unidetox_ray.errors import UnidetoxError
+from unidetox_ray.experiment import MethodEntry, checked
 from unidetox_ray.methods.base import WeightsMethod
 from unidetox_ray.settings import FinetuneSection, SearchSection
 from unidetox_ray.stages import fits
