@@ -71,5 +71,7 @@ class TerminalDisplay:
 
             yield advance_line
         seconds = time.perf_counter() - started
+        if not state["done"] and seconds < 1:
+            return  # everything was there already: nothing to tell
         rate = f", {state['done'] / seconds:,.1f} {unit}/s" if seconds > 0.05 else ""
         self.say(f"{label}: {state['done']:,} {unit} in {seconds:.1f} s{rate}")
