@@ -190,11 +190,12 @@ def _scaling(scaling: Scaling) -> Section:
     )  # fmt: skip
     table = Table("The same experiment on more devices, simulated event by event", heads, tuple(rows))
     panels = (_log_chart(scaling, "time"), _log_chart(scaling, "efficiency"))
+    marks = tuple(Legend(name, svg.swatch(slot)) for slot, name in enumerate(("planned", "perfect scaling")))
     note = "The devices and the time are on logarithmic axes. As many actors as devices; all families at once; the best number of workers a cell."
     return Section(
         "scaling",
         "Scaling",
-        (prose(scaling.sentence, kind="lead"), Chart("Time and efficiency", note, panels, table), table),
+        (prose(scaling.sentence, kind="lead"), Chart("Time and efficiency", note, panels, table, marks), table),
     )
 
 
