@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from unidetox_ray.plan.result import BASELINE, GIB, Plan
 from unidetox_ray.plan.scaling import Scaling
 from unidetox_ray.report import charts, html, svg
@@ -195,7 +194,11 @@ def _scaling(scaling: Scaling) -> Section:
     return Section(
         "scaling",
         "Scaling",
-        (prose(scaling.sentence, kind="lead"), Chart("Time and efficiency", note, panels, table, marks), table),
+        (
+            prose(scaling.sentence, kind="lead"),
+            Chart("Time and efficiency", note, panels, table, marks),
+            table,
+        ),
     )
 
 
