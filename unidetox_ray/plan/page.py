@@ -207,11 +207,11 @@ def _log_chart(scaling: Scaling, what: str) -> str:
     if what == "time":
         unit, length = _unit(max(size.seconds for size in scaling.sizes))
         first = scaling.sizes[0].seconds * scaling.sizes[0].devices
-        points = [(size.devices, max(size.seconds, 1e-9) / length) for size in scaling.sizes]
-        ideal = [(size.devices, max(first / size.devices, 1e-9) / length) for size in scaling.sizes]
+        points = [(float(size.devices), max(size.seconds, 1e-9) / length) for size in scaling.sizes]
+        ideal = [(float(size.devices), max(first / size.devices, 1e-9) / length) for size in scaling.sizes]
         lines = [charts.Line(0, "planned", points), charts.Line(1, "perfect scaling", ideal)]
         return charts.line_chart("Time", lines, ("devices", unit), dots=True, logarithmic=(True, True))
-    points = [(size.devices, 100 * size.efficiency) for size in scaling.sizes]
+    points = [(float(size.devices), 100 * size.efficiency) for size in scaling.sizes]
     lines = [charts.Line(0, "planned", points)]
     names = ("devices", "efficiency, %")
     return charts.line_chart("Efficiency", lines, names, (0.0, 105.0), dots=True, logarithmic=(True, False))
