@@ -90,4 +90,6 @@ def test_lists_are_lists_on_the_site_too(page: Path):
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_braces_outside_code(page: Path):
     """The site takes `{…}` at the end of a cell or a paragraph for attributes and shows nothing of it."""
-    assert not (found := re.findall(r"\{[^}\n]+\}", prose(page))), found
+    lines = [line for line in prose(page).split("\n") if not line.startswith("    ")]
+    found = [line for line in lines if re.search(r"\{[^}]+\}\s*(\||$)", line)]
+    assert found == []
