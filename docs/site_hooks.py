@@ -36,6 +36,7 @@ MODULES = (
 )  # fmt: skip
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _TYPE = re.compile(r" <[^>]*>$")
+_CODE = re.compile(r"`[^`]*`")
 _FENCE = re.compile(r"^(```|~~~)")
 
 
@@ -59,7 +60,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     for line in markdown.split("\n"):
         if _FENCE.match(line.lstrip()):
             fenced = not fenced
-        lines.append(line if fenced else _LINK.sub(lambda found: _rewritten(found, place), line))
+        if not fenced:
+            line = _LINK.sub(lambda found: _rewritten(found, place), line)
+            if line.startswith("|"):
+                # GitHub wants a pipe in a table's code escaped; here the backslash would be shown.
+                line = _CODE.sub(lambda found: found.group(0).replace("\\|", "|"), line)
+        lines.append(line)
     return "\n".join(lines)
 
 

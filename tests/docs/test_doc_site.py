@@ -39,6 +39,13 @@ def test_every_verb_and_its_options_are_on_the_page_of_commands(site: Path):
         for parameter in verb.params:
             assert all(option in page for option in parameter.opts if option.startswith("--")), name
     assert "&amp;lt;" not in page
+    assert "FILE|published|fresh" in page
+
+
+def test_no_page_shows_the_backslash_before_a_pipe(site: Path):
+    for page in site.rglob("*.html"):
+        shown = re.findall(r"<code>[^<]*\\\|[^<]*</code>", page.read_text(encoding="utf-8"))
+        assert shown == [], f"{page.name}: {shown}"
 
 
 def test_every_setting_is_on_the_page_of_settings_with_its_meaning(site: Path):
