@@ -96,7 +96,7 @@ def dataset_card(
         "spreadsheet would take for a formula begin with an apostrophe.",
         _DATASET_WARNING.rstrip(),
         *(
-            f"## {heading}\n\n| | |\n|---|---|\n"
+            f"## {heading}\n\n| what | value |\n|---|---|\n"
             + "\n".join(f"| {name} | {_cell(value)} |" for name, value in table.items())
             for heading, table in facts.items()
             if table

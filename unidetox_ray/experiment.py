@@ -44,11 +44,13 @@ class MethodEntry(Section):
     """One column of the comparison: a registered method, its settings, and the label results carry."""
 
     method: str
+    """A name of `unidetox ls methods`."""
     label: Annotated[
         str, Field(pattern=_NAME, max_length=60, default_factory=lambda found: found.get("method", ""))
     ]
     """Name of its cells and columns; the method's own where none is given."""
     settings: dict[str, Any] = Field(default_factory=dict)
+    """The method's own settings: its page lists them."""
     tune: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_values)]] = Field(default_factory=dict)
     """Values to try of each setting; every combination is a trial. Corpus methods: `steps` and `lr` of the fine-tuning."""
 
@@ -75,7 +77,9 @@ class Experiment(Section):
     """A whole experiment, resolved."""
 
     name: Annotated[str, Field(pattern=_NAME, max_length=80)]
+    """Names the run folder."""
     description: str = ""
+    """For people."""
     seed: Number = 1234
     """Seed of the fine-tuning cells."""
     seeds: tuple[Number, ...] = ()
@@ -85,26 +89,40 @@ class Experiment(Section):
     cache: str | None = None
     """Where `scratch:` models are kept; null = <storage>/cache; not hashed."""
     fidelity: Fidelity = "paper"
+    """Which values stand where the file says nothing: docs/fidelity.md."""
     base_family: str
+    """The family that corpora are distilled from."""
     families: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The models to detoxify and measure: names of `unidetox ls families`."""
     methods: Annotated[
         tuple[
             Annotated[MethodEntry, BeforeValidator(_method, json_schema_input_type=str | MethodEntry)], ...
         ],
         Field(min_length=1),
     ]
+    """What is compared: names, or entries with label and settings."""
     models: dict[str, Model] = Field(default_factory=dict)
     """Per family; a family left out uses its hub id."""
     data: DataSection = DataSection()
+    """Where texts, prompts and questions come from."""
     toxic: ToxicSection = ToxicSection()
+    """Training of the toxic model."""
     corpus: CorpusSection = CorpusSection()
+    """Distillation."""
     finetune: FinetuneSection = FinetuneSection()
+    """Training on the corpus."""
     search: SearchSection | None = None
+    """Steps × learning rate; null = `finetune:` as it stands."""
     tuning: TuningSection = TuningSection()
+    """How methods with `tune:` are chosen."""
     evaluate: EvaluateSection = EvaluateSection()
+    """The protocol: sampling, scorers, metrics."""
     content: ContentSection = ContentSection()
+    """Classifiers of the corpora themselves."""
     tracking: TrackingSection = TrackingSection()
+    """Where MLflow records the run."""
     cluster: ClusterSection = ClusterSection()
+    """How work is spread; never part of a key."""
     limit: Count | None = None
     """At most this many corpus texts, prompts per split, quiz items and clean texts; a smoke run, never a result."""
 

@@ -54,7 +54,12 @@ class Section(BaseModel):
     """Frozen, unknown keys refused, no silent conversion of text to numbers."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=False, validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=False,
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
@@ -99,25 +104,36 @@ class ScratchSection(Section):
     """A small model trained from random weights on data.pretrain (or data.scorer for a classifier)."""
 
     hidden: Count = 96
+    """Width."""
     layers: Count = 2
+    """Blocks."""
     heads: Count = 4
+    """Attention heads."""
     vocab_size: Count = 512
+    """Tokens of its tokenizer."""
     max_positions: Count = 128
+    """Longest text, in tokens."""
     steps: Count = 300
+    """Training steps."""
     batch_size: Count = 32
+    """Rows a step."""
     length: Count = 64
     """Tokens per training row."""
     lr: Positive = 2e-3
+    """Learning rate, falling linearly to 0."""
     seed: Number = 1
+    """Of weights and row order."""
 
 
 class ModelRef(Section):
     """A model: hub id, local folder, or `scratch:` (train a small one here and cache it)."""
 
     source: Annotated[str, Field(min_length=1)]
+    """Hub id, folder, or `scratch:`."""
     revision: str | None = None
     """Hub commit; pin it for numbers that are to be compared."""
     scratch: ScratchSection | None = None
+    """Shape and training of a `scratch:` model."""
 
     @model_validator(mode="after")
     def _scratch_only_there(self) -> ModelRef:
@@ -141,6 +157,7 @@ class DeepSpeedSection(Section):
     offload: Literal["none", "optimizer"] = "none"
     """Where the optimiser states live; `optimizer` = CPU memory (stages 1-3)."""
     overlap_comm: bool = False
+    """DeepSpeed's switch of the same name: communication during the backward pass."""
 
     @model_validator(mode="after")
     def _offload_needs_shards(self) -> DeepSpeedSection:
@@ -157,7 +174,9 @@ class TrainingSection(Section):
     schedule: Schedule = "linear"
     """linear: from lr to 0 over the steps, no warm-up (the released code's silent default; 12) | constant."""
     max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
     weight_decay: NonNegative = 0.0
+    """Of AdamW."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """null: whatever the model's own config says, as released (12)."""
     loss_on_padding: bool = False
@@ -171,6 +190,7 @@ class TrainingSection(Section):
     compile: Literal["auto", "blocks", "off"] = "auto"
     """blocks: the decoder's blocks compiled, which rounds otherwise; auto = blocks on CUDA, off on a CPU."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
+    """How a training is spread over workers."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between resumable checkpoints; 0 = none. Cannot change the result."""
     micro_batch: Annotated[int, Field(ge=0)] = 0
@@ -187,13 +207,17 @@ class ToxicSection(TrainingSection):
     """The toxic copy of the base model (paper section 3; released code D:418-424)."""
 
     epochs: Count = 3
+    """Passes over the toxic text."""
     steps: Count | None = None
     """Overrides epochs."""
     lr: Positive = 1e-5
+    """Learning rate."""
     batch_size: Count = 4
+    """Texts a step."""
     max_length: Annotated[int, Field(ge=2)] = 512
     """Tokens; longer texts are cut, and counted."""
     seed: Number = 123
+    """Of row order and dropout."""
 
 
 class CorpusSection(Section):
@@ -202,6 +226,7 @@ class CorpusSection(Section):
     source: str = "distil"
     """distil = sample it here; else a corpus file (csv, jsonl, parquet) that every corpus method then trains on."""
     num_texts: Count = 640
+    """Texts in the corpus (paper: 640)."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Tokens, start token included, as in the paper."""
     alpha: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
@@ -211,7 +236,9 @@ class CorpusSection(Section):
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 = off; the released code ran with 50 by a library default (2)."""
     top_p: Share = 1.0
+    """Nucleus: the smallest set of tokens with this probability; 1 = off."""
     temperature: Positive = 1.0
+    """Of the sampling."""
     kv_cache: Literal["separate", "shared"] = "separate"
     """shared: the toxic model reads the base model's cache, as released (1)."""
     contrast_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -221,12 +248,16 @@ class CorpusSection(Section):
     shard_size: Count = 128
     """Sequences per shard: the unit of work, of resume and of the random streams."""
     seed: Number = 1234
+    """Of the sampled texts."""
 
 
 class LoraSection(Section):
     rank: Count = 16
+    """Rank of the update."""
     alpha: Positive = 32.0
+    """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Before the update."""
 
 
 class BottleneckSection(Section):
@@ -238,16 +269,22 @@ class FinetuneSection(TrainingSection):
     """Detoxification by fine-tuning on a corpus (paper section 3 and Table 6; released code U:120-207)."""
 
     steps: Count = 3000
+    """Optimiser steps."""
     epochs: Count | None = None
     """Passes over the corpus, in the place of steps; null = steps."""
     lr: Positive = 5e-5
+    """Learning rate."""
     batch_size: Count = 8
+    """Texts a step."""
     max_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens of a text; longer ones are cut and counted."""
     adapter: Literal["none", "lora", "bottleneck"] = "none"
     """none = all weights | lora = low-rank adapters, merged before saving | bottleneck = Houlsby's adapters behind
     attention and feed-forward, saved beside the base model's name."""
     lora: LoraSection = LoraSection()
+    """With `adapter: lora`."""
     bottleneck: BottleneckSection = BottleneckSection()
+    """With `adapter: bottleneck`."""
 
     @model_validator(mode="after")
     def _epochs_are_of_texts(self) -> FinetuneSection:
@@ -262,7 +299,9 @@ class SearchSection(Section):
     """Ray Tune over steps x lr on the base family's validation prompts (paper section 3)."""
 
     steps: tuple[Count, ...] = tuple(range(1000, 10001, 1000))
+    """Step counts to try."""
     lr: tuple[Positive, ...] = (5e-5, 1e-5)
+    """Learning rates to try."""
     method: str = "unidetox"
     """The method whose setting is searched; the choice is reused for every corpus method and family."""
     metric: Literal["tp_all", "emt_all"] = "tp_all"
@@ -272,7 +311,9 @@ class SearchSection(Section):
     prompts_per_domain: Count | None = None
     """null = all validation prompts."""
     continuations: Count = 25
+    """Continuations of each validation prompt."""
     max_concurrent: Count | None = None
+    """Trials at once."""
 
     @field_validator("steps", "lr")
     @classmethod
@@ -297,6 +338,7 @@ class TuningSection(Section):
     prompts_per_domain: Count | None = None
     """null = all validation prompts."""
     continuations: Count = 25
+    """Continuations of each validation prompt."""
     max_concurrent: Count | None = None
     """Trials at once; null = as many as the resources carry."""
 
@@ -306,14 +348,19 @@ class ScorerRef(Section):
     named."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+    """What results call it."""
     kind: Literal["classifier", "lexicon"] = "classifier"
+    """A text classifier, or a list of words."""
     source: str = "unitary/toxic-bert"
     """classifier: hub id, folder or `scratch:`; lexicon: a file with one word a line, or `world`."""
     revision: str | None = None
+    """Hub commit."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected hash of model.safetensors."""
     label: str = "toxic"
+    """The classifier's label that means toxic."""
     scratch: ScratchSection | None = None
+    """Shape and training of a `scratch:` classifier."""
 
     @model_validator(mode="before")
     @classmethod
@@ -329,6 +376,7 @@ class ScorerRef(Section):
 
 class QuizSection(Section):
     shots: Annotated[int, Field(ge=0, le=5)] = 1
+    """Worked examples before a question."""
     form: Literal["cloze", "letters"] = "cloze"
     """cloze: the answer's text is scored, options not shown, as released (31) | letters."""
     score: Literal["answer_tokens", "full_text"] = "answer_tokens"
@@ -343,13 +391,19 @@ class EvaluateSection(Section):
     """The protocol (paper section 4; released code U:240-1009)."""
 
     split: Literal["test", "validation"] = "test"
+    """Which prompts the results are measured on."""
     continuations: Count = 25
+    """Continuations of each prompt in a run."""
     max_new_tokens: Count = 20
+    """Longest continuation, in tokens."""
     temperature: Positive = 1.0
+    """Of the sampling."""
     top_p: Share = 0.9
+    """Nucleus of the sampling; 1 = off."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 = pure nucleus; 50 as released, by a library default (18)."""
     runs: Count = 5
+    """Runs over all prompts, each with its own seed; numbers are means over them."""
     seed: Number = 42
     """Run r samples with seed + r."""
     prompt_bos: Literal["auto", "never"] = "auto"
@@ -367,6 +421,7 @@ class EvaluateSection(Section):
     ppl_model: str | None = "llama"
     """Judge of perplexity: a family of this experiment (its base model), a hub id or a folder; null = leave ppl out."""
     ppl_precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the judge of perplexity."""
     ppl_encoding: Literal["tokens", "text"] = "tokens"
     """text: prompt and prompt + continuation encoded apart, as released (22)."""
     ppl_prompt_cache: Literal["by_id", "last_seen"] = "by_id"
@@ -374,7 +429,9 @@ class EvaluateSection(Section):
     ppl_drop_at: Positive = 1e4
     """Perplexities from here on are dropped from the mean, and counted (23)."""
     mmlu: QuizSection = QuizSection()
+    """How the quiz is asked."""
     clean_max_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens of a clean text that are read."""
     bootstrap: Annotated[int, Field(ge=10000)] = 10000
     """Resamples by prompt."""
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -395,9 +452,11 @@ class ContentClassifierRef(Section):
     """A text-classification model that is asked what a run's corpora are about."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+    """What results call it."""
     source: Annotated[str, Field(min_length=1)]
     """Hub id or folder."""
     revision: str | None = None
+    """Hub commit."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected hash of model.safetensors."""
 
@@ -434,11 +493,15 @@ class ClusterSection(Section):
     num_cpus: Count | None = None
     """CPUs of the private cluster; null = all."""
     corpus_actors: Count = 1
+    """Actors that distil corpora at once."""
     generate_actors: Count = 1
+    """Actors that write continuations."""
     score_actors: Count = 1
+    """Actors that judge."""
     gpus_per_actor: NonNegative | None = None
     """null = 1 where the cluster has GPUs, else 0."""
     cpus_per_actor: Positive = 1.0
+    """CPUs that Ray reserves for an actor."""
     workers_per_cell: Count = 1
     """Ray Train workers that train one cell."""
     concurrent_cells: Count | None = None
@@ -450,7 +513,9 @@ class ClusterSection(Section):
     score_tokens: Count = 16384
     """Padded tokens scored in one batch."""
     prompts_per_order: Count = 64
+    """Prompts that an actor gets at once."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a worker or training that died is started again."""
 
 
 def is_url(path: str) -> bool:

@@ -68,3 +68,28 @@ def test_every_method_has_its_page_in_the_nav():
 
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert {f"methods/{name}.md" for name in registry.METHODS} <= set(nav_pages(config["nav"]))
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_are_lists_on_the_site_too(page: Path):
+    """The site's Markdown wants a blank line before a list and four spaces before what belongs to an item."""
+    text = re.sub(r"^(```|~~~).*?^\1\s*$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    item, before = False, ""
+    for line in text.split("\n"):
+        starts = re.match(r"([-*]|\d+\.) ", line)
+        if starts and before.strip() and not item:
+            raise AssertionError(f"{page.relative_to(ROOT)}: no blank line before {line[:60]!r}")
+        if item and not before.strip() and re.match(r" {1,3}\S", line):
+            raise AssertionError(f"{page.relative_to(ROOT)}: four spaces before {line.strip()[:60]!r}")
+        if starts or (line.strip() and not line.startswith(" ")):
+            # A line of an item may go on without spaces before it.
+            item = bool(starts) or (item and bool(before.strip()))
+        before = line
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_braces_outside_code(page: Path):
+    """The site takes `{…}` at the end of a cell or a paragraph for attributes and shows nothing of it."""
+    lines = [line for line in prose(page).split("\n") if not line.startswith("    ")]
+    found = [line for line in lines if re.search(r"\{[^}]+\}\s*(\||$)", line)]
+    assert found == []

@@ -87,3 +87,14 @@ def test_classifier_has_the_head_of_toxic_bert(world_texts):
     assert tokenizer("The velks")["input_ids"][-1] == tokenizer.sep_token_id
     batch = tokenizer(["The velks are kind.", "x"], padding=True, return_tensors="pt")
     assert model(**batch).logits.shape == (2, 6)
+
+
+def test_a_classifiers_tokenizer_is_the_same_each_time(world_texts):
+    # The library's trainer walks through a hash table whose order changes with each call.
+    made = [word_pieces(world_texts, 500) for _ in range(6)]
+    assert len({tokenizer.backend_tokenizer.to_str() for tokenizer in made}) == 1
+    pieces = made[0].get_vocab()
+    assert len(pieces) == 500 and any(piece.startswith("##") for piece in pieces)
+    # A piece inside a word is no token of its own where a text spells it out.
+    inside = next(piece for piece in sorted(pieces) if piece.startswith("##"))
+    assert pieces[inside] not in made[0](f"The velks {inside}")["input_ids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -59,5 +60,9 @@ def test_it_is_shown(paper):
     assert "1000" in console.scaling_table(paper) and paper.sentence in console.text(made, paper)
     html = page.render(made, paper)
     assert "Scaling" in html and html.count("<svg") >= 3
+    # Axes in units that a reader knows: the Gantt chart of an hour and more, devices as they are counted.
+    axes = re.findall(r'class="t axis"[^>]*>([^<]+)<', html)
+    assert axes[0] in {"minutes", "hours"} and axes[1:] == ["hours", "devices", "efficiency, %", "devices"]
+    assert re.search(r'class="t tick"[^>]*>1k<', html)
     values = paper.as_dict()
     assert values["ends_at"] == paper.ends.devices and len(values["sizes"]) == 11

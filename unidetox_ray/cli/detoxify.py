@@ -14,7 +14,9 @@ from unidetox_ray.cli.options import Json, Limit
 
 @app.command()
 def detoxify(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of a causal language model.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id or folder of a causal language model.")
+    ],
     corpus: Annotated[
         str,
         typer.Option(
@@ -30,7 +32,7 @@ def detoxify(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Settings: fields of `finetune:` (steps=500 lr=1e-5), others with their section "
             "(evaluate.runs=5 corpus.num_texts=320 toxic.epochs=1).",
         ),

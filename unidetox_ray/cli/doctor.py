@@ -19,7 +19,7 @@ def doctor(
     experiment: Annotated[
         str | None,
         typer.Argument(
-            metavar="[EXPERIMENT]",
+            metavar="EXPERIMENT",
             help="Experiment file whose models, data, memory, disk and storage are looked at too.",
         ),
     ] = None,

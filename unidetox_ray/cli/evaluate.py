@@ -18,7 +18,7 @@ def evaluate(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Model folders, hub ids (org/name[@revision]), or files of generations: .jsonl, .json, .csv, .tsv, .parquet.",
         ),
     ] = None,

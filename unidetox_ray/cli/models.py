@@ -14,7 +14,10 @@ from unidetox_ray.cli.app import app
 @app.command()
 def convert(
     model: Annotated[
-        str, typer.Argument(help="Folder or hub id of a model whose weights are .bin (pickle) files.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder or hub id of a model whose weights are .bin (pickle) files."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
     sha256: Annotated[

@@ -19,7 +19,7 @@ ExperimentFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Settings that override the file's, for example finetune.lr=1e-5.",
         autocompletion=completion.overrides,
     ),

@@ -14,19 +14,21 @@ from unidetox_ray.cli.options import Json, Limit, ShowText
 
 @app.command()
 def finetune(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to fine-tune.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to fine-tune.")
+    ],
     corpus: Annotated[
         Path,
-        typer.Option("--corpus", help="Text to train on: .csv (column Text or text), .jsonl or .parquet."),
+        typer.Option(
+            "--corpus", help="Text to train on, column text or Text: .csv, .tsv, .jsonl, .json or .parquet."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the fine-tuned model; it must not hold one yet.")
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Fields of `finetune:`, for example steps=500 lr=1e-5."
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Fields of `finetune:`, for example steps=500 lr=1e-5."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the texts and of dropout.")] = 1234,
 ) -> None:
@@ -40,18 +42,18 @@ def finetune(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of the model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model.")],
     prompts: Annotated[
         Path,
         typer.Option(
             "--prompts",
-            help="Prompts: .jsonl, .csv or .parquet with a column `prompt` (and `domain` if there are several).",
+            help="Prompts: .jsonl, .csv, .tsv, .json or .parquet with a column `prompt` (and `domain` if there are several).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Where the continuations go (.parquet or .jsonl).")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of `evaluate:`, for example continuations=5."),
+        typer.Argument(metavar="KEY=VALUE", help="Fields of `evaluate:`, for example continuations=5."),
     ] = None,
     limit: Limit = None,
 ) -> None:
@@ -66,7 +68,10 @@ def generate(
 @app.command()
 def score(
     generations: Annotated[
-        Path, typer.Argument(help="Continuations: .parquet, .jsonl or .csv with columns prompt_id and text.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Continuations: .parquet, .jsonl or .csv with columns prompt_id and text."
+        ),
     ],
     scorer: Annotated[
         str, typer.Option("--scorer", help="Toxicity classifier: a scorer's name, hub id or folder.")
@@ -98,7 +103,7 @@ def content(
     corpora: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CORPUS CORPUS...", help="Corpus files: .parquet, .csv or .jsonl with `text` or `Text`."
+            metavar="CORPUS", help="Corpus files: .parquet, .csv or .jsonl with `text` or `Text`."
         ),
     ],
     reference: Annotated[

@@ -141,7 +141,7 @@ def _number(entry: Mapping[str, Any], value: str, low: str, high: str) -> str:
 
 
 def _rows(values: Mapping[str, Any]) -> str:
-    lines = ["| | |", "|---|---|"]
+    lines = ["| what | value |", "|---|---|"]
     for name, value in values.items():
         if value is not None:
             text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else f"{value}"

@@ -245,6 +245,7 @@ def offline_config(hub_id: str) -> PretrainedConfig:
         known[family.hub_id] = family
         known[family.hub_id.split("/")[-1]] = family
     if hub_id not in known:
+        _check_folder(hub_id)
         raise ModelError(f"{hub_id}: its shape is not known offline; {registry.suggest(hub_id, known)}")
     return AutoConfig.for_model(known[hub_id].model_type, **known[hub_id].published)
 

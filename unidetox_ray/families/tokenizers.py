@@ -93,11 +93,25 @@ def llama(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
 def word_pieces(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """BERT's tokenizer: lower case, word pieces, [CLS] text [SEP]; unlike the others it forgets case and spacing."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    words = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers pieces inside words as it meets them in a hash table, in another order in each process, and
+    # breaks ties by number. Numbered beforehand, they and what is learnt from them are the same everywhere.
+    inside = {
+        f"##{letter}"
+        for text in texts
+        for word, _ in words.pre_tokenize_str(normalizer.normalize_str(text))
+        for letter in word[1:]
+    }
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = normalizer, words
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*special, *sorted(inside)], show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    # A tokenizer of its own: in the one that learnt, those pieces are special and would be found in raw text.
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(with_added_tokens=False), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from unidetox_ray.plan.result import BASELINE, GIB, Plan
 from unidetox_ray.plan.scaling import Scaling
 from unidetox_ray.report import charts, html, svg
@@ -121,7 +119,9 @@ def gantt(plan: Plan) -> str:
             y += 12
         told.append(f"{ran.stage.name} {seconds(ran.seconds)}")
         y += lanes * tall + 7
-    body = svg.x_axis(svg.ticks(0, whole), place, 18, y, "seconds", wide - 12) + body
+    unit, length = _unit(whole)
+    marks = svg.ticks(0, whole / length, 8)
+    body = svg.x_axis(marks, lambda value: place(value * length), 18, y, unit, wide - 12) + body
     return svg.figure("Gantt chart of the plan", "; ".join(told), y + 34, body, wide)
 
 
@@ -188,32 +188,40 @@ def _scaling(scaling: Scaling) -> Section:
         Column("devices"), Column("workers a cell"), Column("takes"), Column("speed-up"), Column("efficiency"), Column("held up by", numeric=False),
     )  # fmt: skip
     table = Table("The same experiment on more devices, simulated event by event", heads, tuple(rows))
-    panels = (_log_chart(scaling, "seconds"), _log_chart(scaling, "efficiency, %"))
-    note = "Both axes of the time are logarithmic. As many actors as devices; all families at once; the best number of workers a cell."
+    panels = (_log_chart(scaling, "time"), _log_chart(scaling, "efficiency"))
+    marks = tuple(Legend(name, svg.swatch(slot)) for slot, name in enumerate(("planned", "perfect scaling")))
+    note = "The devices and the time are on logarithmic axes. As many actors as devices; all families at once; the best number of workers a cell."
     return Section(
         "scaling",
         "Scaling",
-        (prose(scaling.sentence, kind="lead"), Chart("Time and efficiency", note, panels, table), table),
+        (
+            prose(scaling.sentence, kind="lead"),
+            Chart("Time and efficiency", note, panels, table, marks),
+            table,
+        ),
     )
 
 
 def _log_chart(scaling: Scaling, what: str) -> str:
-    """Seconds or efficiency over log2 of the devices."""
-    if what == "seconds":
-        points = [(math.log2(s.devices), math.log10(max(s.seconds, 1e-9))) for s in scaling.sizes]
-        ideal = [
-            (
-                math.log2(s.devices),
-                math.log10(max(scaling.sizes[0].seconds * scaling.sizes[0].devices / s.devices, 1e-9)),
-            )
-            for s in scaling.sizes
-        ]
+    """Time or efficiency over the devices."""
+    if what == "time":
+        unit, length = _unit(max(size.seconds for size in scaling.sizes))
+        first = scaling.sizes[0].seconds * scaling.sizes[0].devices
+        points = [(float(size.devices), max(size.seconds, 1e-9) / length) for size in scaling.sizes]
+        ideal = [(float(size.devices), max(first / size.devices, 1e-9) / length) for size in scaling.sizes]
         lines = [charts.Line(0, "planned", points), charts.Line(1, "perfect scaling", ideal)]
-        return charts.line_chart("Time", lines, ("log2 of devices", "log10 of seconds"), dots=True)
-    points = [(math.log2(s.devices), 100 * s.efficiency) for s in scaling.sizes]
-    return charts.line_chart(
-        "Efficiency", [charts.Line(0, "planned", points)], ("log2 of devices", what), (0.0, 105.0), dots=True
-    )
+        return charts.line_chart("Time", lines, ("devices", unit), dots=True, logarithmic=(True, True))
+    points = [(float(size.devices), 100 * size.efficiency) for size in scaling.sizes]
+    lines = [charts.Line(0, "planned", points)]
+    names = ("devices", "efficiency, %")
+    return charts.line_chart("Efficiency", lines, names, (0.0, 105.0), dots=True, logarithmic=(True, False))
+
+
+def _unit(whole: float) -> tuple[str, float]:
+    """The unit in which to show times up to `whole` seconds, and how many seconds it has."""
+    if whole >= 7200:
+        return "hours", 3600.0
+    return ("minutes", 60.0) if whole >= 300 else ("seconds", 1.0)
 
 
 def _assumptions(plan: Plan) -> Section:

@@ -171,8 +171,12 @@ def line_chart(
     names: tuple[str, str],
     y_range: tuple[float, float] | None = None,
     dots: bool = False,
+    logarithmic: tuple[bool, bool] = (False, False),
 ) -> str:
-    """Lines over a shared x; `dots` marks every point, not only the last (few points, each measured)."""
+    """Lines over a shared x; `dots` marks every point, not only the last (few points, each measured).
+
+    logarithmic: the axis of x, of y; all values of such an axis are above 0.
+    """
     height, left, right, top, bottom = 220, 34, WIDTH - 10, 44, 182
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
@@ -180,12 +184,13 @@ def line_chart(
         return figure(
             title, "no values", 40, label(0, 13, title, class_="t head") + label(0, 32, "no values")
         )
-    low, high = y_range or padded(min(ys), max(ys))
-    x_place = svg.scale(min(xs), max(xs), left, right)
-    y_place = svg.scale(low, high, bottom, top)
+    low, high = y_range or ((min(ys), max(ys)) if logarithmic[1] else padded(min(ys), max(ys)))
+    x_place = svg.scale(min(xs), max(xs), left, right, logarithmic[0])
+    y_place = svg.scale(low, high, bottom, top, logarithmic[1])
+    x_ticks, y_ticks = (svg.log_ticks if log else svg.ticks for log in logarithmic)
     body = label(0, 13, title, class_="t head")
-    body += svg.y_axis(svg.ticks(low, high), y_place, left, right, names[1], 32)
-    body += svg.x_axis(svg.ticks(min(xs), max(xs)), x_place, top, bottom, names[0], right)
+    body += svg.y_axis(y_ticks(low, high), y_place, left, right, names[1], 32)
+    body += svg.x_axis(x_ticks(min(xs), max(xs)), x_place, top, bottom, names[0], right)
     told = []
     for line in lines:
         placed = [(x_place(x), y_place(y)) for x, y in line.points]
