@@ -6,11 +6,14 @@ import gzip
 import json
 
 import polars as pl
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from unidetox_ray.errors import ConfigError, DataError
 from unidetox_ray.evaluate import sources
-from unidetox_ray.evaluate.columns import chosen, prompt_in, texts_in
+from unidetox_ray.evaluate.cells import prompt_in, texts_in
+from unidetox_ray.evaluate.columns import chosen
 
 
 def parts_of(path, work, columns=(), limit=None):
@@ -19,6 +22,9 @@ def parts_of(path, work, columns=(), limit=None):
     return parts, pl.concat([pl.read_parquet(part) for part in parts])
 
 
+TALK = [
+    {"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "y"},
+]  # fmt: skip
 SHAPES = {
     "text": ([{"prompt": "a", "text": "x"}, {"prompt": "a", "text": "y"}], {"a": ["x", "y"]}),
     "continuation": ([{"prompt": "a", "continuation": "x"}], {"a": ["x"]}),
@@ -32,6 +38,17 @@ SHAPES = {
     "choices of a server": ([{"prompt": "a", "choices": [{"message": {"content": "x"}}, {"text": "y"}]}], {"a": ["x", "y"]}),
     "chat messages": ([{"messages": [{"role": "user", "content": "a"}], "response": "x"}], {"a": ["x"]}),
     "lm-evaluation-harness": ([{"doc": {"prompt": "a"}, "resps": [["x"]]}], {None: ["x"]}),
+    "its logged samples": ([{"arguments": {"gen_args_0": {"arg_0": "a", "arg_1": {"until": []}}}, "resps": [["x"]], "filtered_resps": ["x"]}], {"a": ["x"]}),
+    "a conversation": ([{"messages": TALK}], {"a\nx\nb": ["y"]}),
+    "a conversation of a pipeline": ([{"generated_text": TALK[:2]}], {"a": ["x"]}),
+    "conversations as people share them": ([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "x"}]}], {"a": ["x"]}),
+    "a conversation without an answer": ([{"messages": TALK}, {"messages": TALK[:1]}], {"a\nx\nb": ["y"], "a": [None]}),
+    "several answers as messages": ([{"prompt": TALK[:1], "completion": [{"role": "assistant", "content": t} for t in "xy"]}], {"a": ["x", "y"]}),
+    "a message in parts": ([{"prompt": "a", "response": {"role": "assistant", "content": [{"type": "text", "text": "x "}, {"type": "text", "text": "y"}]}}], {"a": ["x y"]}),
+    "a prompt in parts": ([{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "response": "x"}], {"a": ["x"]}),
+    "thoughts beside the message": ([{"prompt": "a", "output": [{"type": "reasoning", "summary": []}, {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x"}]}]}], {"a": ["x"]}),
+    "candidates in parts": ([{"prompt": "a", "response": {"candidates": [{"content": {"role": "model", "parts": [{"text": "x"}, {"text": "y"}]}}]}}], {"a": ["xy"]}),
+    "a batch interface": ([{"custom_id": "1", "response": {"status_code": 200, "body": {"choices": [{"message": {"role": "assistant", "content": "x"}}]}}, "error": None}], {None: ["x"]}),
     "an index called continuation": ([{"prompt": "a", "continuation": 0, "output": "x"}], {"a": ["x"]}),
     "a number among texts": ([{"prompt": "a", "text": "x"}, {"prompt": "a", "text": 5}], {"a": ["x", None]}),
     "both, one empty": ([{"prompt": "a", "text": None, "generation": "x"}], {"a": ["x"]}),
@@ -100,6 +117,59 @@ def test_bad_rows_stay_as_failures_with_their_reason(tmp_path):
     assert table["text"][4] == "a\0b" and len(table["text"][5]) == 100_000
 
 
+def test_an_empty_text_beside_an_error_is_a_failure_and_alone_a_text(write, tmp_path):
+    rows = [{"text": "", "error": "timed out"}, {"text": ["x", " "], "error": {"code": 500}}, {"text": "", "error": None}, {"text": "", "error": 0.5}]  # fmt: skip
+    parts, table = parts_of(write("given.jsonl", rows), tmp_path / "work")
+    assert table["text"].to_list() == [None, "x", None, "", ""] and parts.failed == 2
+    assert table["error"].to_list() == ["timed out", None, "{'code': 500}", None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("lines.json", b'\xef\xbb\xbf{"prompt": "a", "text": "x"}\n\n{"prompt": "b", "text": "y"}\n'),
+        ("array.jsonl", b' [{"prompt": "a", "text": "x"},\n {"prompt": "b", "text": "y"}]'),
+        (
+            "inside.json",
+            b'{"about": ["z"], "rows": [{"prompt": "a", "text": "x"}, {"prompt": "b", "text": "y"}]}',
+        ),
+    ],
+)
+def test_json_and_lines_of_it_under_each_others_names(name, raw, tmp_path):
+    (tmp_path / name).write_bytes(raw)
+    _, table = parts_of(tmp_path / name, tmp_path / "work")
+    assert table.select("prompt", "text").rows() == [("a", "x"), ("b", "y")]
+
+
+def test_an_object_alone_is_one_row(tmp_path):
+    (tmp_path / "one.json").write_text('{\n "prompt": "a",\n "text": "x"\n}', encoding="utf-8")
+    assert parts_of(tmp_path / "one.json", tmp_path / "work")[1].select("prompt", "text").row(0) == ("a", "x")
+
+
+def test_parquet_columns_that_python_cannot_hold_do_not_matter(tmp_path):
+    far = [2**62, None]
+    said = pa.struct(
+        [("text", pa.string()), ("at", pa.timestamp("us", tz="UTC")), ("ids", pa.list_(pa.int32()))]
+    )
+    table = pa.table(
+        {
+            "prompt": pa.array(["a", "b"]).dictionary_encode(),
+            "generations": pa.array([[{"text": "x", "at": 2**62, "ids": [1]}], None], pa.list_(said)),
+            "when": pa.array(far, pa.timestamp("us")), "fine": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns")),
+            "took": pa.array(far, pa.duration("ns")), "day": pa.array([2**30, None], pa.date32()),
+            "vector": pa.array([[0.5], None]), "raw": pa.array([b"\xff", None]),
+        }
+    )  # fmt: skip
+    parquet.write_table(table, tmp_path / "odd.parquet")
+    parts, read = parts_of(tmp_path / "odd.parquet", tmp_path / "work")
+    assert read.select("prompt", "text").rows() == [("a", "x"), ("b", None)]
+    assert "'vector'" in parts.told
+    parquet.write_table(
+        pa.table({"text": pa.array([b"x", "é".encode()])}), tmp_path / "bytes.parquet"
+    )
+    assert parts_of(tmp_path / "bytes.parquet", tmp_path / "work")[1]["text"].to_list() == ["x", "é"]
+
+
 def test_columns_can_be_named_and_are_said(write, tmp_path):
     path = write(
         "given.jsonl",
@@ -140,9 +210,10 @@ def test_what_cannot_be_read_says_what_is_there(case, write, tmp_path):
         (b"text,prompt\na\n", "a.csv", "line 2: 1 fields, the header has 2"),
         (b"text,text\na,b\n", "a.csv", "occurs twice"),
         (b'text\n"a\n', "a.csv", "cut off"),
+        (b"text;prompt\na;b\n", "a.csv", "separate columns by commas"),
         (b"PAR1", "a.parquet", "not a readable parquet file"),
         (b"nothing of the kind", "a.jsonl.gz", "cannot be read"),
-        (b'{"a": 1}', "a.json", "a JSON array of objects was expected"),
+        (b'{"a": {"0": 1}}', "a.json", "a JSON array of objects was expected"),
     ],
 )
 def test_a_damaged_file_is_one_line(raw, name, said, tmp_path):

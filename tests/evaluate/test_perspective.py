@@ -141,7 +141,7 @@ def test_what_is_no_probability_is_refused_with_file_and_row(tmp_path, value, wo
 
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("a.jsonl", '{"text": "a"}\n', "no toxicity score; it holds 'text'"), ("a.csv", "text,toxicity\n", "no rows"), ("a.jsonl", "", "no rows"),
-    ("a.jsonl", '{"text": "a", "toxi', "line 1: not JSON"), ("a.txt", "x", "accepted: .jsonl"), ("a.jsonl", "[1]\n", "line 1"),
+    ("a.jsonl", '{"text": "a", "toxi', "line 1: not JSON"), ("a.txt", "x", "accepted: .jsonl"), ("a.jsonl", "[1]\n", "entry 1"),
     ("a.parquet", "PAR1", "not a readable parquet"),
 ])  # fmt: skip
 def test_files_that_hold_no_scores(tmp_path, name, content, words):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unidetox_ray import registry
 from unidetox_ray.errors import ConfigError, DataError
+from unidetox_ray.evaluate.cells import asked_in, name_in, nested, prompt_in, texts_in, whole_in
 
 #: Role -> names it goes by, the first that is there and fits is taken.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -16,7 +16,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "text", "continuation", "generation", "completion", "response", "output", "generated_text", "model_output",
         "texts", "continuations", "generations", "completions", "responses", "outputs", "choices", "filtered_resps", "resps",
     ),
-    "prompt": ("prompt", "prompt_text", "input", "instruction", "question", "messages"),
+    "prompt": ("prompt", "prompt_text", "input", "instruction", "question", "messages", "arguments"),
     "prompt_id": ("prompt_id",),
     "domain": ("domain",),
     "distribution": ("distribution",),
@@ -25,6 +25,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "continuation": ("continuation", "sample"),
     "error": ("error",),
 }  # fmt: skip
+#: Columns of whole conversations: the texts are in them where no other column has any.
+_CONVERSATIONS = ("messages", "conversation", "conversations")
 #: What each role is, for help and messages.
 MEANING = {
     "text": "the generated text, or a list of them",
@@ -37,9 +39,6 @@ MEANING = {
     "continuation": "which continuation of its prompt the row is",
     "error": "why a text is missing",
 }
-#: Keys under which an object holds its text, first match wins.
-_INSIDE = ("text", "content", "message", *(name for name in NAMES["text"] if name != "text"))
-_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,11 @@ class Columns:
         for part in name.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
         return found
+
+    def prompt(self, row: Mapping[str, Any]) -> str | None:
+        """The prompt's text; of a conversation that holds the generation too, what comes before it."""
+        value = self.value("prompt", row)
+        return asked_in(value) if self.taken.get("prompt") == self.taken["text"] else prompt_in(value)
 
     def told(self) -> str:
         """One line that says which columns were taken."""
@@ -110,11 +114,17 @@ def columns_of(
         best = max(free, key=lambda name: _fit(role, values[name]), default=None)  # the first of the best
         if best is not None and _fit(role, values[best]) > 0:
             taken[role] = best
+    held = next((name for name in _CONVERSATIONS if name in names and _fit("text", values[name]) > 1), None)
+    if "text" not in taken and held is not None:
+        taken = {"text": held, **taken}
     if "text" not in taken:
         raise DataError(
             f"{where}: no column with generated text; it holds {_listed(names)}; accepted: {', '.join(NAMES['text'][:8])} …, or "
             "say which with --column text=NAME"
         )
+    text = [Columns(taken, json=as_json).value("text", row) for row in rows]
+    if "prompt" not in taken and any(asked_in(value) is not None for value in text):
+        taken["prompt"] = taken["text"]
     used = {column.partition(".")[0] for column in taken.values()}
     return Columns(taken, tuple(name for name in names if name not in used), as_json)
 
@@ -145,63 +155,3 @@ def _fit(role: str, values: Sequence[Any]) -> int:
             return int(any(isinstance(value, str) for value in values))
         return 2 * int(any(text is not None for value in values for text in texts_in(value)))
     return 1
-
-
-def texts_in(value: Any, depth: int = _DEPTH) -> list[str | None]:
-    """The texts of a cell: a text, an object with one (`text`, `message.content` …), or a list of either.
-
-    What is neither gives None in its place: a text that is missing.
-    """
-    if isinstance(value, str):
-        return [value]
-    if depth and isinstance(value, (list, tuple)):
-        return [text for each in value for text in texts_in(each, depth - 1)]
-    if depth and isinstance(value, Mapping):
-        name = next((name for name in _INSIDE if value.get(name) is not None), None)
-        return texts_in(value[name], depth - 1) if name is not None else [None]
-    return [None]
-
-
-def prompt_in(value: Any) -> str | None:
-    """The prompt of a cell: a text, an object with `text` as in RealToxicityPrompts, or a list of chat messages."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        inside = value.get("text", value.get("content"))
-        return inside if isinstance(inside, str) else None
-    if isinstance(value, (list, tuple)) and value:
-        parts = [prompt_in(each) for each in value]
-        return None if None in parts else "\n".join(part for part in parts if part is not None)
-    return None
-
-
-def name_in(value: Any) -> str | None:
-    """An id or the name of a domain as text; None for what is none."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, (int, float)) else None
-
-
-def whole_in(value: Any) -> int | None:
-    """A whole number that fits 32 bits, also as the text that a csv file makes of it; None for what is none."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit() and len(value) < 11:
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and -(2**31) <= value < 2**31 else None
-
-
-def nested(text: Any) -> Any:
-    """A csv cell that holds a JSON list or object, as many programs write them; else the text."""
-    if isinstance(text, str) and text[:1] in ("[", "{"):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text

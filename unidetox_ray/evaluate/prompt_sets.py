@@ -16,7 +16,8 @@ from unidetox_ray.artifacts import file_sha256
 from unidetox_ray.data.base import Dataset, load
 from unidetox_ray.errors import ConfigError, DataError
 from unidetox_ray.evaluate import reading
-from unidetox_ray.evaluate.columns import NAMES, name_in, prompt_in
+from unidetox_ray.evaluate.cells import name_in, prompt_in
+from unidetox_ray.evaluate.columns import NAMES
 from unidetox_ray.evaluate.store import NO_DOMAIN, distribution_in
 from unidetox_ray.schemas import PROMPTS, frame
 from unidetox_ray.stages.context import spread

@@ -57,7 +57,7 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 def _text_rows(path: Path, kind: str) -> Iterator[Row]:
     if kind == ".json":
-        yield from _array(path)
+        yield from _lines(path) if _is_lines(path) else _array(path)
     elif kind in (".csv", ".tsv"):
         yield from _separated(path, "\t" if kind == ".tsv" else ",")
     else:
@@ -66,6 +66,16 @@ def _text_rows(path: Path, kind: str) -> Iterator[Row]:
 
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a .json file holds an object a line, as several programs write it."""
+    with _open(path) as stream:
+        first, second = islice(chain((line for line in stream if line.strip()), [b"", b""]), 2)
+    try:
+        return bool(second) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(path: Path) -> Iterator[Row]:
@@ -77,6 +87,9 @@ def _lines(path: Path) -> Iterator[Row]:
                 raise DataError(f"{path} line {number}: is longer than {LONGEST_LINE >> 20} MiB")
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.lstrip()[:1] == b"[":  # an array under the name of a file of lines
+                    yield from _array(path)
+                    return
             if not line.strip():
                 continue
             yield _record(_parsed(line, f"{path} line {number}"), f"{path} line {number}")
@@ -107,9 +120,12 @@ def _array(path: Path) -> Iterator[Row]:
     with _open(path) as stream:
         found = _parsed(stream.read().removeprefix(b"\xef\xbb\xbf"), str(path))
     if isinstance(found, dict):
-        # {"results": […]}: the one list of objects in it.
-        lists = [each for each in found.values() if isinstance(each, list)]
-        found = lists[0] if len(lists) == 1 else found
+        # {"results": […]}: the one list of objects in it; else the object is the only row, unless it is a table by columns.
+        lists = [
+            each for each in found.values() if each and isinstance(each, list) and isinstance(each[0], dict)
+        ]
+        by_column = all(isinstance(each, dict) for each in found.values())
+        found = lists[0] if len(lists) == 1 else found if by_column else [found]
     if not isinstance(found, list):
         raise DataError(f"{path}: a JSON array of objects was expected")
     for number, value in enumerate(found, start=1):
@@ -127,6 +143,11 @@ def _separated(path: Path, separator: str) -> Iterator[Row]:
             doubled = sorted({name for name in header if header.count(name) > 1})
             if doubled:
                 raise DataError(f"{path}: column {doubled[0]!r} occurs twice in the header")
+            if len(header) == 1 and any(other in header[0] for other in ";\t|"):
+                wanted = "tabs" if separator == "\t" else "commas"
+                raise DataError(
+                    f"{path}: the header {header[0][:60]!r} is one column; separate columns by {wanted}"
+                )
             for cells in reader:
                 if cells and len(cells) != len(header):
                     raise DataError(
@@ -146,11 +167,53 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            doubled = [name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1]
+            schema = file.schema_arrow
+            doubled = [name for name in schema.names if schema.names.count(name) > 1]
             if doubled:
                 raise DataError(f"{path}: column {doubled[0]!r} occurs twice")
-            for batch in file.iter_batches(batch_size=_BATCH):
-                yield from batch.to_pylist()
+            numbers = [field.name for field in schema if _is_vector(field.type)]
+            wanted = [name for name in schema.names if name not in numbers]
+            for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
+                columns = [_readable(batch.column(name)) for name in wanted]
+                for row in pa.RecordBatch.from_arrays(columns, wanted).to_pylist():
+                    yield {**dict.fromkeys(numbers), **row}
     except pa.ArrowException as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{path}: not a readable parquet file ({lines[0][:160]})") from None
+
+
+def _is_vector(kind: Any) -> bool:
+    """Whether a column holds lists of numbers (token ids, embeddings), which no text is in, and which cost much to read."""
+    from pyarrow import types
+
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and types.is_primitive(kind.value_type)
+
+
+def _readable(column: Any) -> Any:
+    """The column with times as numbers, for Python has no counterpart to some, and with bytes that are UTF-8 as text, which
+    some programs do not mark as such."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_binary(column.type) or types.is_large_binary(column.type):
+        try:
+            return column.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            return column
+    kind = _without_times(column.type)
+    return column if kind == column.type else column.cast(kind)
+
+
+def _without_times(kind: Any) -> Any:
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_temporal(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+    if types.is_list(kind) or types.is_large_list(kind):
+        made = pa.large_list if types.is_large_list(kind) else pa.list_
+        return made(kind.value_field.with_type(_without_times(kind.value_type)))
+    return kind

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray.artifacts import private_folder, read_json, write_json, write_parquet
-from unidetox_ray.evaluate.columns import Columns, name_in, prompt_in, texts_in, whole_in
+from unidetox_ray.evaluate.cells import name_in, texts_in, whole_in
+from unidetox_ray.evaluate.columns import Columns
 
 #: One generation. `text` null = it failed, `error` says why. `prompt_key`: digest of the prompt's text, null without one.
 #: `row`: in the file or table it comes from, from 1.
@@ -108,7 +109,7 @@ def normalised(rows: Iterable[Any], columns: Columns, source: str) -> Iterator[d
     """PART rows of a foreign file's rows, one for each text. source: the name of rows that do not have one."""
     seen: dict[tuple[str, str, int], int] = {}
     for number, row in enumerate(rows, start=1):
-        prompt, _ = _unicode(prompt_in(columns.value("prompt", row)))
+        prompt, _ = _unicode(columns.prompt(row))
         key = prompt_key(prompt)
         name = name_in(columns.value("prompt_id", row))
         prompt_id = name if name is not None else f"p-{key}" if key is not None else f"row-{number:07d}"
@@ -123,6 +124,8 @@ def normalised(rows: Iterable[Any], columns: Columns, source: str) -> Iterator[d
             index = given if given is not None and len(texts) == 1 else seen.get(place, 0)
             seen[place] = seen.get(place, 0) + 1
             text, error = _unicode(text)
+            if text is not None and not text.strip() and said and isinstance(said, (str, Mapping)):
+                text = None  # what a program wrote for want of a text
             if text is None and error is None:
                 error = str(said)[:300] if said else _missing(value)
             yield {
