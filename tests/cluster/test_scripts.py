@@ -126,3 +126,33 @@ def test_one_machine_does_not_run_what_it_cannot(venv, tmp_path):
     )
     assert done.returncode == 1 and "model nobody/nothing: not in the cache" in done.stdout
     assert "experiment absent" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("by_name", "by_interface", "found"),
+    [
+        ("10.0.0.5", "192.168.1.5 10.0.0.5", "10.0.0.5"),
+        ("127.0.1.1", "10.0.0.6 172.17.0.1 fe80::1", "10.0.0.6"),
+        ("fe80::1 127.0.0.1 10.0.0.7", "", "10.0.0.7"),
+        ("127.0.1.1", "", None),
+    ],
+)
+def test_slurms_first_node_is_found_by_an_address_that_others_reach(by_name, by_interface, found, tmp_path):
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, body in {
+        "scontrol": "echo n1; echo n2",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "hostname": f'[ "$1" = --ip-address ] && echo "{by_name}" || echo "{by_interface}"',
+        "ray": f'echo "$@" >{tmp_path}/asked',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o700)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    here = {"PATH": os.environ["PATH"], "UNIDETOX_HOME": str(tmp_path), "UNIDETOX_VENV": str(programs.parent)}
+    done = subprocess.run(
+        ["bash", CLUSTER / "slurm.sbatch"], env=here | job, cwd=tmp_path, capture_output=True, text=True
+    )
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert done.returncode == 1 and (f"--address {found}:" in asked) is (found is not None)
+    assert ("did not start on all 2 nodes" if found else "no IPv4 address but loopback") in done.stderr

@@ -160,6 +160,9 @@ class TestStorage:
         (tmp_path / "file").touch()
         assert looked("storage", storage=str(tmp_path / "file" / "below"))[0].status == "fail"
         assert looked("storage", storage="/proc/outputs")[0].status == "fail"
+        assert (
+            looked("clock", storage="/proc/outputs")[0].status == "ok"
+        )  # that it cannot be written is no fault of the clock
 
     def test_an_object_store_is_written_to(self, looked, tmp_path):
         (line,) = looked("storage", storage="memory://bucket/runs")
@@ -364,3 +367,5 @@ def test_a_cluster_that_is_not_there_is_said_within_seconds(looked):
     (line,) = looked("nodes", address="127.0.0.1:1")
     assert line.status == "fail" and time.monotonic() - started < 30
     assert looked("nodes")[0].status == "skipped"
+    (line,) = looked("nodes", address="no such host")
+    assert line.status == "fail" and "accepted: host:port" in line.seen and line.remedy

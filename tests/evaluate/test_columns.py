@@ -164,9 +164,7 @@ def test_parquet_columns_that_python_cannot_hold_do_not_matter(tmp_path):
     parts, read = parts_of(tmp_path / "odd.parquet", tmp_path / "work")
     assert read.select("prompt", "text").rows() == [("a", "x"), ("b", None)]
     assert "'vector'" in parts.told
-    parquet.write_table(
-        pa.table({"text": pa.array([b"x", "é".encode()])}), tmp_path / "bytes.parquet"
-    )
+    parquet.write_table(pa.table({"text": pa.array([b"x", "é".encode()])}), tmp_path / "bytes.parquet")
     assert parts_of(tmp_path / "bytes.parquet", tmp_path / "work")[1]["text"].to_list() == ["x", "é"]
 
 

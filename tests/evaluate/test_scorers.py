@@ -11,6 +11,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
@@ -110,6 +112,29 @@ def test_a_decoder_without_a_padding_token_scores_in_batches(made):
     wanted = logits(folder).softmax(-1)[:, 1].tolist()
     judge = score(folder).judge
     assert judge.score(TEXTS * 2) == pytest.approx(wanted * 2, abs=1e-5) and judge.errors == [None] * 6
+
+
+@pytest.mark.parametrize("said", [None, 64, 512])
+def test_positions_behind_the_padding_are_not_counted(said, judge, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=66, pad_token_id=1,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.model_max_length = said or 10**30
+    tokenizer.save_pretrained(tmp_path)
+    found = score(tmp_path, labels=["LABEL_1"])
+    assert found.about["max_tokens"] == 64
+    assert None not in found.judge.score(["day " * 300, "day"]) and found.judge.full == [True, False]
+
+
+def test_a_classifier_without_its_tokenizer_is_refused(made):
+    place = made(["clean", "toxic"])
+    for path in place.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="knows no words"):
+        score(place)
 
 
 def test_which_label_means_toxic_has_to_be_said(made):

@@ -12,7 +12,7 @@ from unidetox_ray.artifacts import versions
 from unidetox_ray.doctor.access import unreachable
 from unidetox_ray.doctor.checking import Line, check, fail, ok, skipped, warn
 from unidetox_ray.doctor.subject import Subject, existing
-from unidetox_ray.errors import UnidetoxError
+from unidetox_ray.errors import ConfigError, UnidetoxError
 
 if TYPE_CHECKING:
     from unidetox_ray.stages.nodes import Answer
@@ -65,6 +65,8 @@ def nodes(subject: Subject) -> Iterator[Line]:
     try:
         with connected(ClusterSection(address=address)):
             yield from _asked(subject)
+    except ConfigError as error:
+        yield fail(str(error), "correct the address")
     except UnidetoxError as error:
         yield fail(
             str(error), "the same RAY_AUTH_MODE and token as where Ray was started; the same Ray version"
@@ -86,9 +88,15 @@ def _asked(subject: Subject) -> Iterator[Line]:
             "name a folder that every node sees under one path (NFS, Filestore, EFS, Lustre)",
         )
     word, place = secrets.token_hex(8), None
-    if subject.folder is not None and existing(subject.folder).is_dir():
-        place = Path(tempfile.mkdtemp(prefix=".unidetox-doctor-", dir=existing(subject.folder)))
-        (place / "driver").write_text(word)
+    try:
+        if subject.folder is not None and existing(subject.folder).is_dir():
+            place = Path(tempfile.mkdtemp(prefix=".unidetox-doctor-", dir=existing(subject.folder)))
+            (place / "driver").write_text(word)
+    except OSError as error:
+        yield fail(
+            f"{subject.storage}: cannot be written from here ({error.strerror})",
+            "name a folder that every node sees under one path",
+        )
     try:
         for answer in asked(ask_node, str(place or ""), word, seconds=_ANSWER_SECONDS):
             yield from _judged(answer, place, subject)

@@ -67,11 +67,9 @@ class ToxicityClassifier:
         self.label = "+".join(self.names_by_index[index] for index in self.indices)
         self.multi_label = self._is_multi_label(activation)
         self._give_padding()
-        # A model with relative positions says None or -1 here.
-        limit = getattr(self.model.config, "max_position_embeddings", None) or MAX_LENGTH
-        limit = limit if limit > 0 else MAX_LENGTH
-        # RoBERTa counts positions from pad + 1 and so takes two fewer than it says; the tokenizer knows.
-        self.max_length = min(MAX_LENGTH, limit, self.tokenizer.model_max_length)
+        self.max_length = min(
+            MAX_LENGTH, _positions(self.model) or MAX_LENGTH, self.tokenizer.model_max_length
+        )
         self.errors: list[str | None] = []
         self.full: list[bool] = []
         self._encoder: PackedEncoder | None = None
@@ -291,3 +289,13 @@ def _weights_hash(source: str, revision: str | None) -> str | None:
         return None
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _positions(model: Any) -> int | None:
+    """How many tokens the model has positions for; None for one with relative positions, which says None or -1."""
+    said = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa and its like count positions from behind the padding's, and so take fewer tokens than they say.
+        if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    return said if said and said > 0 else None

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from unidetox_ray.errors import StageError
+from unidetox_ray.errors import ConfigError, StageError
 from unidetox_ray.settings import ClusterSection
 
 #: Read by Ray and Ray Train in the driver. The shorter polls cut seconds from the tail of every training.
@@ -177,6 +177,10 @@ def _open(settings: ClusterSection, address: str | None) -> None:
         ray.init(**options)
     except Exception as error:  # a node that does not come up in time is a bare Exception
         said = " ".join(str(error).split())
+        if address and isinstance(error, ValueError):
+            raise ConfigError(
+                f"cluster.address {address!r}: {said}; accepted: host:port, ray://host:port, auto, local"
+            ) from None
         if address:
             raise StageError(f"Ray could not be reached at {address}: {said}; see `ray status`") from None
         raise StageError(
