@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -125,9 +126,16 @@ def write_parquet(path: Path, table: pl.DataFrame, metadata: Mapping[str, str] |
     """
     said = {**(warned.metadata_of(table.columns) or {}), **(metadata or {})}
     with atomic_path(path) as temporary:
-        table.write_parquet(
-            temporary, compression="zstd", row_group_size=1 << 17, statistics=True, metadata=said or None
-        )
+        try:
+            table.write_parquet(
+                temporary, compression="zstd", row_group_size=1 << 17, statistics=True, metadata=said or None
+            )
+        except pl.exceptions.ComputeError as error:
+            # What the system refuses comes out of the parquet writer as words.
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def write_corpus_csv(path: Path, texts: Sequence[str]) -> None:

@@ -296,7 +296,9 @@ class TestTracking:
     def test_a_file_of_something_else(self, looked, tmp_path):
         (tmp_path / "other.db").write_bytes(b"not a database, but long enough to be taken for one" * 100)
         (line,) = looked("tracking", tracking={"uri": f"sqlite:///{tmp_path / 'other.db'}"})
-        assert line.status == "fail"
+        assert line.status == "fail" and "not a database" in line.seen and "move the file away" in line.remedy
+        (line,) = looked("tracking", tracking={"uri": f"sqlite:///{tmp_path}"})
+        assert line.status == "fail" and "is a folder" in line.seen and "mlflow.db" in line.remedy
 
     def test_none_and_nonsense(self, looked):
         assert looked("tracking")[0].status == "ok"

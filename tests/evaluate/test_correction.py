@@ -155,6 +155,17 @@ def test_texts_of_one_prompt_widen_the_interval():
     assert clustered == corrected_share(share, known, n=100, draws=by_prompt)
 
 
+def test_prediction_powered_weighs_by_as_many_texts_as_the_draws_stand_for():
+    """Texts of a prompt that have nothing in common count each for itself, though prompts are drawn."""
+    flags = (np.random.default_rng(11).random((200, 5)) < 0.3).astype(float)
+    known, share = sample(80, 20, 180, 20), float(flags.mean())
+    by_prompt = Resampler([0] * 200, samples=4000).draws([plain_mean(flags.mean(axis=1), ceiling=1.0)])[0]
+    found = corrected_share(share, known, n=200, draws=by_prompt, method="prediction-powered")
+    alone = corrected_share(share, known, n=1000, method="prediction-powered")
+    assert found.value == pytest.approx(alone.value, abs=0.003)
+    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.05)
+
+
 def test_no_flag_at_all_still_bounds_the_share():
     known = sample(20, 0, 20, 0)
     for draws in (np.zeros(1000), None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -174,3 +175,24 @@ def test_options_of_a_file_are_refused(write):
         prompt_set(str(path), options=["subset=all"])
     with pytest.raises(ConfigError, match="unknown option 'subst'"):
         prompt_set("rtp", path=str(path), options=["subst=all"])
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(write, root, tmp_path):
+    """On a disk of its own, which is there for one process and its children alone."""
+    rows = [
+        {"prompt": str(n), "text": f"{n} {hashlib.sha512(str(n).encode()).hexdigest()}"} for n in range(9000)
+    ]
+    given, words, disk = write("given.jsonl", rows), tmp_path / "words.txt", tmp_path / "disk"
+    words.write_text("mean\n")
+    disk.mkdir()
+    command = f"{sys.executable} -m unidetox_ray evaluate {given} --scorer words:{words} --out {disk}/out --track none --json"
+    script = f"mount -t tmpfs -o size=900k tmpfs {disk} || exit 77; {command} && exit 1; mount -o remount,size=60m {disk}; {command}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], cwd=root, capture_output=True, text=True
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no disk of its own here (needs root)")
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stderr and "goes on from here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["sources"][0]["counts"]["words"]["ok"] == 9000

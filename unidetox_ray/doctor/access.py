@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -185,12 +186,15 @@ def _database(file: Path) -> Line:
             f"SQLite file {file} on {kind}: its locks do not hold there, the file gets damaged",
             "put it on a local disk (tracking.uri=sqlite:////local/mlflow.db) or use an MLflow server",
         )
-    if not file.exists():
+    if file.is_dir():
+        return fail(f"{file} is a folder", f"set tracking.uri=sqlite:///{file}/mlflow.db")
+    if not file.exists() or file.stat().st_size == 0:
         return ok(f"SQLite file {file}, made by the first run")
     try:
         check_database(file)
-    except ConfigError as error:
-        return fail(str(error), "move the file away, or name another tracking.uri")
+    except (ConfigError, sqlite3.Error) as error:
+        said = f"SQLite file {file}: {error}" if isinstance(error, sqlite3.Error) else str(error)
+        return fail(said, "move the file away, or name another tracking.uri")
     if not os.access(file, os.W_OK):
         return fail(f"SQLite file {file} cannot be written", "name another tracking.uri")
     mode = file.stat().st_mode & 0o777

@@ -240,13 +240,14 @@ def _prediction_powered(
 ) -> tuple[float, float, float]:
     """mean(Y) + w (share - mean(f)) over labelled (Y, f), and its normal interval.
 
-    PPI++ equation for the mean: w = cov(Y, f) / ((1 + m / n) var(f)), clipped to [0, 1], for m labelled of n units; w = 1 is
-    the estimator of the first paper, w = 0 the labelled sample alone.
+    PPI++ equation for the mean: w = cov(Y, f) / ((1 + m / n) var(f)), clipped to [0, 1], for m labelled of n units, as many
+    as the draws' variance stands for; w = 1 is the estimator of the first paper, w = 0 the labelled sample alone.
     """
     flags, truths, labelled = sample.flags, sample.truths, len(sample.truths)
     spread = float(np.var(flags))
     covariance = float(np.mean((flags - flags.mean()) * (truths - truths.mean())))
-    weight = min(max(covariance / ((1 + labelled / n) * spread), 0.0), 1.0) if spread else 0.0
+    units = _effective(share, n, draws)
+    weight = min(max(covariance / ((1 + labelled / units) * spread), 0.0), 1.0) if spread else 0.0
     value = float(truths.mean()) + weight * (share - float(flags.mean()))
     of_share = float(np.var(draws[np.isfinite(draws)])) if draws is not None else share * (1 - share) / n
     rest = truths - weight * flags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ from unidetox_ray.metrics.stats import MIN_SAMPLES
 from unidetox_ray.stages.context import Display, Silent
 
 __all__ = ["Request", "evaluate"]
+
+#: What the system says where a disk takes no more.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def evaluate(request: Request, display: Display | None = None) -> dict[str, Any]:
@@ -166,6 +170,12 @@ def _work(request: Request) -> Iterator[Path]:
         with only_writer(work, "this evaluation"):
             yield work
             shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StageError(
+            f"{request.out or work}: cannot be written ({error.strerror}); make room, and the same command goes on from here"
+        ) from None
     except UnidetoxError as error:
         if error.exit_code == EXIT_USER_ERROR and not begun:  # a mistake leaves nothing behind
             shutil.rmtree(work, ignore_errors=True)
