@@ -129,6 +129,24 @@ def test_positions_behind_the_padding_are_not_counted(said, judge, tmp_path):
     assert None not in found.judge.score(["day " * 300, "day"]) and found.judge.full == [True, False]
 
 
+def test_of_a_long_text_only_what_counts_is_read(judge):
+    found = score(judge).judge
+    words = [f"day{n} fine" for n in range(40_000)]
+    long = [
+        "x" * 50_000 + " fine day",
+        " ".join(words),
+        "  " * 30_000 + "what a day",
+        "é🙂" * 20_000,
+        "fine " * 500,
+    ]
+    whole = found.tokenizer(long, truncation=True, max_length=found.max_length)["input_ids"]
+    heads = [found._head(text) for text in long]
+    assert found.tokenizer(heads, truncation=True, max_length=found.max_length)["input_ids"] == whole
+    assert len(heads[1]) < 10_000 and heads[2] == long[2]
+    found.tokenizer.truncation_side = "left"
+    assert found._head(long[1]) == long[1]
+
+
 def test_a_classifier_without_its_tokenizer_is_refused(made):
     place = made(["clean", "toxic"])
     for path in place.glob("tokenizer*"):
