@@ -168,6 +168,15 @@ def test_parquet_columns_that_python_cannot_hold_do_not_matter(tmp_path):
     assert parts_of(tmp_path / "bytes.parquet", tmp_path / "work")[1]["text"].to_list() == ["x", "é"]
 
 
+def test_long_texts_are_kept_in_smaller_parts(write, tmp_path):
+    rows = [{"prompt": str(n), "text": chr(65 + n) * 5_000_000} for n in range(9)]
+    parts, table = parts_of(write("given.jsonl", rows), tmp_path / "work")
+    assert parts.rows == 9 and len(parts.files) == 2
+    assert [text[0] for text in table["text"]] == list("ABCDEFGHI") and table["row"].to_list() == [
+        *range(1, 10)
+    ]
+
+
 def test_columns_can_be_named_and_are_said(write, tmp_path):
     path = write(
         "given.jsonl",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from unidetox_ray.evaluate.store import Parts, finished, normalised, store
 from unidetox_ray.hashing import digest
 
 #: Rows by which the columns of a file are found.
-_SAMPLE = 1000
+_SAMPLE, _SAMPLE_CHARACTERS = 1000, 2**25
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,18 @@ def _stem(path: Path) -> str:
     return name[: name.rfind(".")] or name
 
 
+def _first(rows: Iterator[reading.Row]) -> list[reading.Row]:
+    """Rows by which the columns are found: fewer where they are long, for they are held together."""
+    found: list[reading.Row] = []
+    size = 0
+    for row in islice(rows, _SAMPLE):
+        found.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if size > _SAMPLE_CHARACTERS:
+            break
+    return found
+
+
 def read(source: Source, given: Mapping[str, str], work: Path, limit: int | None = None) -> tuple[Parts, str]:
     """The generations of a file as parts below `work`, read anew unless they lie there; and the file's sha256.
 
@@ -116,7 +128,7 @@ def read(source: Source, given: Mapping[str, str], work: Path, limit: int | None
     if kept is not None:
         return kept, sha256
     rows = islice(reading.rows_of(source.path), limit)
-    first = list(islice(rows, _SAMPLE))
+    first = _first(rows)
     separated = reading.kind_of(source.path) in (".csv", ".tsv")
     columns = columns_of(first, given, source.given, separated=separated)
     parts = store(

@@ -35,6 +35,8 @@ PART = {
     "distribution": pl.String,
 }
 ROWS = 4096
+#: A part of long texts has fewer rows.
+_CHARACTERS = 2**25
 NO_DOMAIN = "all"
 NO_DISTRIBUTION = "id"
 
@@ -82,7 +84,7 @@ def store(folder: Path, rows: Iterable[dict[str, Any]], **about: Any) -> Parts:
     private_folder(folder)
     names: list[str] = []
     waiting: list[dict[str, Any]] = []
-    total = failed = 0
+    total = failed = held = 0
 
     def flush() -> None:
         name = f"part-{len(names):05d}.parquet"
@@ -94,8 +96,10 @@ def store(folder: Path, rows: Iterable[dict[str, Any]], **about: Any) -> Parts:
         waiting.append(row)
         total += 1
         failed += row["text"] is None
-        if len(waiting) >= ROWS:
+        held += len(row["text"] or "") + len(row["prompt"] or "")
+        if len(waiting) >= ROWS or held >= _CHARACTERS:
             flush()
+            held = 0
     if waiting:
         flush()
     kept = {"files": names, "rows": total, "failed": failed, **about}
