@@ -21,8 +21,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("scorer")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mild", "words", "here"]
-    (place / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab_file=str(place / "vocab.txt")).save_pretrained(place)
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained(place)
     config = BertConfig(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         id2label={0: "nothate", 1: "hate"}, label2id={"nothate": 0, "hate": 1},
