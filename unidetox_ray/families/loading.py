@@ -44,7 +44,8 @@ def load_tokenizer(path_or_id: str, revision: str | None = None) -> PreTrainedTo
             path_or_id, revision=revision, trust_remote_code=False, token=hub_token()
         )
         known = bool(tokenizer("The word", add_special_tokens=False)["input_ids"])
-        known &= len(tokenizer) > len(set(tokenizer.all_special_ids))  # BERT's makes an unknown token of each word
+        # BERT's makes an unknown token of each word.
+        known &= len(tokenizer) > len(set(tokenizer.all_special_ids))
     except Exception as error:  # what the tokenizers library raises for a damaged file is a bare Exception
         raise explained(error, path_or_id, "tokenizer") from error
     if not known:  # where the files lack, transformers makes an empty one
