@@ -115,11 +115,12 @@ def savable(name: str, options: Options) -> None:
 
 def add(path: Path, result: BenchResult) -> str:
     """Put one benchmark's measurement into the file's entry of this machine, in the place of an older one of the same work;
-    returns the kind."""
+    returns the kind. An entry begins with the shipped one's proportions and none of its measurements, which are another machine's."""
     table = devices.read_table(path) if path.exists() else devices.stored()
     kind, values = _begun(table)
     where, point = point_of(result)
-    values["work"] = json.loads(json.dumps(_work(table, kind)))
+    begun = path.exists() and kind in json.loads(path.read_text(encoding="utf-8"))["kinds"]
+    values["work"] = json.loads(json.dumps(_work(table, kind))) if begun else _begin_again(table, kind)
     old = values["work"][where].get("points", [])
     values["work"][where]["points"] = [each for each in old if each.get("name") != point["name"]] + [point]
     save(path, Entry(kind, values))
