@@ -6,6 +6,7 @@
     ├── ModelError      a model or tokenizer cannot be loaded or used                   exit 2
     ├── ArtifactError   something stored by an earlier run is damaged or foreign        exit 2
     ├── StageError      a stage failed while it worked                                  exit 1
+    ├── OutOfMemory     work did not fit into the device's memory                       exit 1
     └── TrackingError   the tracking store did not take what was to be recorded         exit 1
 
 A message is one line and says where, what the value was, what is accepted and what to do. What a file or a model wrote into
@@ -65,6 +66,10 @@ class ArtifactError(UnidetoxError):
 
 class StageError(UnidetoxError):
     """A stage failed while it worked."""
+
+
+class OutOfMemory(UnidetoxError):
+    """Work did not fit into the device's memory; less of it at once may."""
 
 
 class TrackingError(UnidetoxError):

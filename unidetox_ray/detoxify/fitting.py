@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unidetox_ray.detoxify.room import SHARE, Choice, Device, choose, gib, least, peak_bytes, precisions
@@ -19,6 +19,7 @@ class Fitted:
 
     section: FinetuneSection
     choice: Choice
+    shape: Model
     trained: int
     parameters: int
 
@@ -35,6 +36,15 @@ class Fitted:
             f"{device.name or device.kind} with {gib(device.memory)}: {choice.precision}, batch of {size} in {rows}, "
             f"about {gib(choice.peak)} for {self.parameters:,} parameters{share}"
         )
+
+    def smaller(self) -> Fitted | None:
+        """The same with half as many texts at once, for where the estimate was too low; None where one is the least."""
+        if self.choice.rows <= 1:
+            return None
+        rows = -(-self.choice.rows // 2)
+        peak = peak_bytes(self.shape, self.section, self.section.precision, rows)
+        choice = replace(self.choice, rows=rows, pieces=-(-self.section.batch_size // rows), peak=peak)
+        return replace(self, section=self.section.model_copy(update={"micro_batch": rows}), choice=choice)
 
 
 def fitted(
@@ -71,7 +81,7 @@ def fitted(
         )
     micro = 0 if found.pieces == 1 else found.rows
     chosen = section.model_copy(update={"precision": found.precision, "micro_batch": micro})
-    return Fitted(chosen, found, trained, parameters)
+    return Fitted(chosen, found, shape, trained, parameters)
 
 
 def _refuse_adapters(model: Any, section: FinetuneSection) -> None:

@@ -29,7 +29,7 @@ from unidetox_ray.detoxify.facts import base_facts, evaluation_facts, opening_of
 from unidetox_ray.detoxify.fitting import Fitted, fitted
 from unidetox_ray.detoxify.folder import appear
 from unidetox_ray.detoxify.opened import Opened, opened
-from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, StageError, UnidetoxError
+from unidetox_ray.errors import EXIT_USER_ERROR, ConfigError, OutOfMemory, StageError, UnidetoxError
 from unidetox_ray.locking import only_writer
 from unidetox_ray.settings import TrainingSection
 from unidetox_ray.stages.cells import Cell
@@ -110,7 +110,7 @@ def _made(
     size = fit.section.batch_size
     if not fit.section.packing:
         say(f"{steps:,} steps of {size} texts: {passes(steps, size, texts):g} passes over {texts:,} texts")
-    trained = _trained(context, job)
+    job, fit, trained = _trained_in_memory(asked, context, cell, job, fit, (folder, manifest))
     cell.model = {
         "path": job.folder, "revision": None, "key": job.key, "family": target.model_type, "name": asked.out.name
     }  # fmt: skip
@@ -192,6 +192,26 @@ def _job(asked: Asked, context: Context, cell: Cell, fit: Fitted, corpus: tuple[
         key = key_for("finetune", {**job.config, "keep_adapter": True}, job.inputs)
         job = replace(job, adapter=adapter, key=key, folder=str(context.folder.model(job.name, key)))
     return job
+
+
+def _trained_in_memory(
+    asked: Asked, context: Context, cell: Cell, job: Job, fit: Fitted, corpus: tuple[Path, Manifest]
+) -> tuple[Job, Fitted, Manifest]:
+    """The training, as it was done in the end: where it runs out of memory, once more with half as many texts at once, unless
+    the user has named how many. An estimate is too low where an architecture keeps more than the counted ones."""
+    while True:
+        try:
+            return job, fit, _trained(context, job)
+        except OutOfMemory:
+            smaller = None if "micro_batch" in asked.given["finetune"] else fit.smaller()
+            if smaller is None:
+                raise
+            context.display.say(
+                f"out of memory with {fit.choice.rows} texts at once, more than was estimated: once more with {smaller.choice.rows}"
+            )
+            fit = smaller
+            context.experiment = context.experiment.model_copy(update={"finetune": fit.section})
+            job = _job(asked, context, cell, fit, corpus)
 
 
 def _trained(context: Context, job: Job) -> Manifest:

@@ -29,8 +29,9 @@ from unidetox_ray.artifacts import (
     write_text,
 )
 from unidetox_ray.cards import model_card
+from unidetox_ray.core.batching import out_of_memory, reason
 from unidetox_ray.core.loop import LoopSettings
-from unidetox_ray.errors import ConfigError, StageError, UnidetoxError, kind_named
+from unidetox_ray.errors import ConfigError, OutOfMemory, StageError, UnidetoxError, kind_named
 from unidetox_ray.settings import ClusterSection, DeepSpeedSection, FinetuneSection, ToxicSection
 from unidetox_ray.stages.deaths import died
 from unidetox_ray.stages.saving import save_model
@@ -129,9 +130,23 @@ def train_worker(config: dict[str, Any]) -> None:
     for values in config["jobs"]:
         job = Job(**values)
         if finished(Path(job.folder), job.key) is None:
-            run_job(job, device, context.get_world_rank(), context.get_world_size(), ray.train.report)
+            try:
+                run_job(job, device, context.get_world_rank(), context.get_world_size(), ray.train.report)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise OutOfMemory(_too_much(job, device, error)) from error
+                raise
     if not any(job["probe"] for job in config["jobs"]):  # Tune refuses a report without the searched metric
         ray.train.report({"finished": len(config["jobs"])})
+
+
+def _too_much(job: Job, device: str, error: BaseException) -> str:
+    rows = int(job.loop["micro_batch"] or job.loop["batch_size"])
+    section = "toxic" if job.name.startswith(("toxic-", "expert-")) else "finetune"
+    return (
+        f"{job.name}: out of memory on {device} with {rows} texts of at most {job.max_length} tokens at once ({reason(error)}); a smaller "
+        f"{section}.micro_batch changes no result, {section}.precision and max_length do; `unidetox plan` says what fits"
+    )
 
 
 def join_alone(device: str) -> None:
