@@ -61,7 +61,7 @@ test-quiet: $(VENV)/.kernels
 
 # The part of the faults that CI runs.
 test-faults-brief: $(VENV)/.kernels
-	$(PYTEST) --dist loadgroup -m "faults and brief" --seeds 2
+	$(PYTEST) --dist loadgroup -m "faults and brief" --seeds 1
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
