@@ -155,6 +155,20 @@ def test_zero_and_all_counts_get_one_sided_bounds():
     assert found.high == pytest.approx(0.1)
 
 
+def test_domains_that_are_each_all_or_nothing_are_not_certain():
+    domains = np.repeat(np.arange(4), [3, 3, 2, 2])
+    values = (domains == 0).astype(float)
+    resampler = Resampler(domains, 400)
+    few = macro_mean(values, domains, range(4), ceiling=1.0)
+    found = interval(few, resampler.draws([few])[0])
+    assert (found.value, found.low) == (0.25, 0.0) and found.high == pytest.approx(0.25 + 3 / 8)
+    # One prompt that differs within a domain is something for resamples to differ by.
+    values[1] = 0.0
+    mixed = macro_mean(values, domains, range(4), ceiling=1.0)
+    drawn = interval(mixed, resampler.draws([mixed])[0])
+    assert drawn.value == pytest.approx(1 / 6) and 0 <= drawn.low < drawn.value < drawn.high < 0.3
+
+
 def test_a_difference_between_two_zero_counts_is_not_certain():
     zero, one = plain_mean(np.zeros(100), ceiling=1.0), plain_mean(np.ones(100), ceiling=1.0)
     resampler = Resampler(np.zeros(100, int), 200, 0)

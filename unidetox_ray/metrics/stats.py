@@ -253,18 +253,18 @@ def rule_of_three(n: float) -> float:
 
 
 def interval(statistic: Statistic, draws: Floats, confidence: float = 0.95) -> Interval:
-    """The percentile interval; where a statistic with a ceiling is all zeros (or all at its ceiling) every resample
-    agrees, and the far end comes from the rule of three instead.
+    """The percentile interval; where a statistic with a ceiling is all zeros, all at its ceiling, or in each of its columns one
+    of both, every resample agrees, and the rule of three says how far the truth may still be.
     """
     found = percentile_interval(statistic.value, draws, confidence)
     if statistic.ceiling is None or isinstance(statistic, Median) or not np.isfinite(found.value):
         return found
-    room, ratios = statistic.ceiling * rule_of_three(statistic.even_n), _ratios(statistic)
-    if (ratios == 0).all():
-        return Interval(0.0, 0.0, room)
-    if np.allclose(ratios, statistic.ceiling, rtol=1e-12, atol=0):
-        return Interval(found.value, statistic.ceiling - room, found.value)
-    return found
+    if not _at_ends(statistic, statistic.ceiling) or not np.isclose(
+        found.low, found.high, rtol=1e-12, atol=0
+    ):
+        return found
+    room = statistic.ceiling * rule_of_three(statistic.even_n)
+    return Interval(found.value, max(0.0, found.value - room), min(statistic.ceiling, found.value + room))
 
 
 def paired_difference(
@@ -288,11 +288,7 @@ def paired_difference(
     if ours.ceiling is None or theirs.ceiling is None or found.low < found.high:
         return found
     ceiling = max(ours.ceiling, theirs.ceiling)
-    ends = np.array([0.0, ceiling])
-    if all(
-        np.isclose(_ratios(side)[:, None], ends, rtol=1e-12, atol=0).any(axis=1).all()
-        for side in (ours, theirs)
-    ):
+    if all(_at_ends(side, ceiling) for side in (ours, theirs)):
         room = ceiling * rule_of_three(ours.even_n)
         return Interval(found.value, max(-ceiling, found.value - room), min(ceiling, found.value + room))
     return found
@@ -307,6 +303,12 @@ def bootstrap_mean(
     found = interval(statistic, resampler.draws([statistic])[0], confidence)
     ends = {"value": found.value, "ci_low": found.low, "ci_high": found.high}
     return {**{name: end if np.isfinite(end) else None for name, end in ends.items()}, "n": statistic.n}
+
+
+def _at_ends(statistic: RatioMean, ceiling: float) -> bool:
+    """Whether every cluster is at 0 or at the ceiling."""
+    near = np.isclose(_ratios(statistic)[:, None], np.array([0.0, ceiling]), rtol=1e-12, atol=0)
+    return bool(near.any(axis=1).all())
 
 
 def _ratios(statistic: RatioMean) -> Floats:
