@@ -195,6 +195,17 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     assert set(manifest.files) == {"file.txt"}
 
 
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".results.parquet._sldh286", ".config.yaml.abcdefgh"):
+        (tmp_path / name).write_bytes(b"half")
+    kept = [".lock", "results.parquet", ".hidden.file.of.mine", "notes.abcdefgh"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"whole")
+    (tmp_path / ".folder.abcdefgh").mkdir()
+    artifacts.clear_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".folder.abcdefgh"])
+
+
 def test_the_same_table_gives_the_same_bytes(tmp_path):
     table = pl.DataFrame(
         {"text": ["one", None, "zwölf"], "ids": [[1, 2], [], None], "value": [0.5, float("nan"), None]}

@@ -108,6 +108,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+#: What `mkstemp` makes of the prefix that `atomic_path` gives it.
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left directly in `folder`. Nobody else may write there now."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """UTF-8, owner only, secrets of this process blanked out: an error that a library worded may hold one."""
     text = redacted(text)

@@ -20,7 +20,14 @@ from typing import Any
 import polars as pl
 
 from unidetox_ray import registry
-from unidetox_ray.artifacts import Manifest, RunFolder, write_corpus_csv, write_json, write_text
+from unidetox_ray.artifacts import (
+    Manifest,
+    RunFolder,
+    clear_temporaries,
+    write_corpus_csv,
+    write_json,
+    write_text,
+)
 from unidetox_ray.config import Experiment, to_yaml
 from unidetox_ray.errors import EXIT_OK, EXIT_SOME_CELLS_FAILED, StageError, UnidetoxError
 from unidetox_ray.locking import only_writer
@@ -65,6 +72,7 @@ def run(
     storage, mirror = mirror_of(experiment.storage, experiment.name)
     folder = RunFolder(storage, experiment.name, cache)
     with storage_errors(folder.root), only_writer(folder.root, f"the run {experiment.name!r}"):
+        clear_temporaries(folder.root)
         return _run(Context(experiment, folder, display or Silent(), mirror=mirror), until, fresh, started)
 
 
