@@ -56,6 +56,8 @@ def refuse_not_causal(model: Any, name: str) -> None:
     """
     import torch
 
+    from unidetox_ray.core.attending import REFUSALS
+
     if any(
         registry.lookup("families", each).model_type == model.config.model_type
         for each in registry.names("families")
@@ -73,7 +75,7 @@ def refuse_not_causal(model: Any, name: str) -> None:
                     for text in texts
                 ]
             )
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except REFUSALS as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             raise ModelError(
                 f"model {name}: cannot predict the next token of a text ({said}); {_ACCEPTED}"

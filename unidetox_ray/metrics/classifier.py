@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unidetox_ray.errors import ArtifactError, ConfigError, ModelError
 from unidetox_ray.families.loading import load_classifier, load_tokenizer
+from unidetox_ray.families.positions import positive
 from unidetox_ray.secrecy import hub_token
 
 if TYPE_CHECKING:
@@ -313,9 +314,8 @@ def _weights_hash(source: str, revision: str | None) -> str | None:
 
 def _positions(model: Any) -> int | None:
     """How many tokens the model has positions for; None for one with relative positions, which says None or -1."""
-    said = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         # RoBERTa and its like count positions from behind the padding's, and so take fewer tokens than they say.
         if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
             return int(module.num_embeddings) - int(module.padding_idx) - 1
-    return said if said and said > 0 else None
+    return positive(model.config, "max_position_embeddings")

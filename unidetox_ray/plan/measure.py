@@ -119,8 +119,9 @@ def add(path: Path, result: BenchResult) -> str:
     table = devices.read_table(path) if path.exists() else devices.stored()
     kind, values = _begun(table)
     where, point = point_of(result)
-    begun = path.exists() and kind in json.loads(path.read_text(encoding="utf-8"))["kinds"]
-    values["work"] = json.loads(json.dumps(_work(table, kind))) if begun else _begin_again(table, kind)
+    values["work"] = (
+        json.loads(json.dumps(_work(table, kind))) if kind in _kept(path) else _begin_again(table, kind)
+    )
     old = values["work"][where].get("points", [])
     values["work"][where]["points"] = [each for each in old if each.get("name") != point["name"]] + [point]
     save(path, Entry(kind, values))
@@ -129,16 +130,19 @@ def add(path: Path, result: BenchResult) -> str:
 
 def save(path: Path, entry: Entry) -> None:
     """The entry into the file, beside those of other kinds that it has."""
-    kinds = {}
     if path.exists():
         devices.read_table(path)  # refused here where it is none of ours
-        kinds = json.loads(path.read_text(encoding="utf-8"))["kinds"]
     try:
-        write_json(path, {"schema": devices.SCHEMA, "kinds": {**kinds, entry.kind: entry.values}})
+        write_json(path, {"schema": devices.SCHEMA, "kinds": {**_kept(path), entry.kind: entry.values}})
     except OSError as error:
         raise ConfigError(
             f"--save-rates: {path} cannot be written ({error.strerror or error}); give a file in a folder you own"
         ) from None
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """The entries of a file of one's own; none where there is no file yet."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))["kinds"]) if path.exists() else {}
 
 
 def point_of(result: BenchResult) -> tuple[str, dict[str, Any]]:

@@ -42,7 +42,7 @@ from unidetox_ray.stages.deaths import died, tried_again
 from unidetox_ray.stages.finetune import cell_job, training_of
 from unidetox_ray.stages.models import Handle
 from unidetox_ray.stages.scorers import scorer_specs
-from unidetox_ray.stages.training import Job, failure, group_trainer, join_alone, run_job
+from unidetox_ray.stages.training import Job, failure, group_trainer, join_alone, run_in_memory
 from unidetox_ray.stages.watch import watched
 
 
@@ -179,7 +179,7 @@ def trial_driver(config: dict[str, Any]) -> None:
 
         device = prepare_process(cluster.threads)
         join_alone(device)
-        run_job(job, device, 0, 1, tune.report)
+        run_in_memory(job, device, 0, 1, tune.report)
         return
     from ray.tune.integration.ray_train import TuneReportCallback
 

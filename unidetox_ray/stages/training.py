@@ -130,14 +130,19 @@ def train_worker(config: dict[str, Any]) -> None:
     for values in config["jobs"]:
         job = Job(**values)
         if finished(Path(job.folder), job.key) is None:
-            try:
-                run_job(job, device, context.get_world_rank(), context.get_world_size(), ray.train.report)
-            except Exception as error:
-                if out_of_memory(error):
-                    raise OutOfMemory(_too_much(job, device, error)) from error
-                raise
+            run_in_memory(job, device, context.get_world_rank(), context.get_world_size(), ray.train.report)
     if not any(job["probe"] for job in config["jobs"]):  # Tune refuses a report without the searched metric
         ray.train.report({"finished": len(config["jobs"])})
+
+
+def run_in_memory(job: Job, device: str, rank: int, world: int, report: Any) -> None:
+    """`run_job`, whose lack of memory is an OutOfMemory that says what to name."""
+    try:
+        run_job(job, device, rank, world, report)
+    except Exception as error:
+        if out_of_memory(error):
+            raise OutOfMemory(_too_much(job, device, error)) from error
+        raise
 
 
 def _too_much(job: Job, device: str, error: BaseException) -> str:
